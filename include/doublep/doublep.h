@@ -1,0 +1,293 @@
+/* doublep/doublep.h: the public interface of libdoublep, sparse attention for decoding long contexts on CPUs.
+ *
+ * The library keeps the keys and values of a sequence, clusters the keys while the sequence grows, and computes
+ * attention over them: densely, or by Double-P (hierarchical top-p, arXiv 2602.05191), which estimates every cluster's
+ * share of the softmax from its centroid and reads single tokens only where they matter.
+ *
+ * A decode step of one layer is two calls:
+ *
+ *     dp_append(sequence, layer, 1, k, 0, v, 0);         the new token's key (rotated) and value
+ *     dp_decode(sequence, layer, 1, q, NULL, out, NULL, NULL);
+ *
+ * and a chunk of a prompt is
+ *
+ *     dp_append(sequence, layer, n, k, 0, v, 0);
+ *     dp_prefill(sequence, layer, n, q, out, NULL);
+ *
+ * Threads. A runtime may be used from any number of threads at once. A sequence may be used by one thread at a time;
+ * different sequences of one runtime may be used by different threads at the same time. Each call runs on an OpenMP
+ * team of the calling thread. Results have the same bits for any number of threads, for a given ISA.
+ *
+ * Errors. Functions return DP_OK or a negative dp_status; dp_last_error() says in words what was wrong. After an error
+ * every object is as it was before the call. The library never prints, aborts, installs signal handlers, or changes
+ * floating-point modes or the affinity of the caller's thread.
+ *
+ * NaN and Inf in queries, keys or values are not an error: they propagate to the output as in dense attention.
+ *
+ * Structs that a caller fills start with struct_size; fill them with their *_init function first, then change fields.
+ * Fields are only ever added at the end, so that a program built against an older header keeps working. */
+#ifndef DOUBLEP_DOUBLEP_H
+#define DOUBLEP_DOUBLEP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "doublep/types.h"
+#include "doublep/version.h"
+
+#if defined(__GNUC__)
+#define DP_API __attribute__((visibility("default")))
+#else
+#define DP_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct dp_runtime dp_runtime;   /* threads, ISA, memory policy; shared by sequences */
+typedef struct dp_sequence dp_sequence; /* keys, values and index of one sequence, all its layers */
+
+/* ---- Version and errors ------------------------------------------------------------------------------------- */
+
+/* Version of the library in use, DP_VERSION_NUMBER of its build: major * 10000 + minor * 100 + patch. */
+DP_API unsigned dp_version(void);
+
+/* A short constant description of a status code; never NULL. */
+DP_API const char *dp_strerror(dp_status status);
+
+/* What was wrong in the last call that failed on this runtime, in words: e.g. "dp_decode: epsilon is -1, must be in
+ * [0, 1]". Empty when nothing has failed yet. With runtime = NULL: of dp_runtime_create in this thread. The text is
+ * copied into buffer (at most size bytes, terminated); returns buffer. Where several threads fail at once, it is one
+ * of their messages, whole. */
+DP_API const char *dp_last_error(const dp_runtime *runtime, char *buffer, size_t size);
+
+/* ---- Runtime ------------------------------------------------------------------------------------------------ */
+
+typedef enum dp_pinning {
+    DP_PIN_OFF = 0,     /* the OS places threads */
+    DP_PIN_COMPACT = 1, /* thread i on the i-th core: neighbours share caches and a NUMA node */
+    DP_PIN_SCATTER = 2  /* threads spread over packages and NUMA nodes as far apart as possible */
+} dp_pinning;
+
+typedef enum dp_huge_pages {
+    DP_HUGE_PAGES_OFF = 0,        /* ordinary pages */
+    DP_HUGE_PAGES_TRANSPARENT = 1 /* 2 MiB pages by madvise where the kernel gives them, silently ordinary ones else */
+} dp_huge_pages;
+
+typedef enum dp_numa {
+    DP_NUMA_LOCAL = 0,     /* each KV head's memory is bound to one node, heads spread evenly over the nodes */
+    DP_NUMA_INTERLEAVE = 1, /* pages of everything spread over all nodes */
+    DP_NUMA_OFF = 2        /* no binding: first touch decides */
+} dp_numa;
+
+typedef struct dp_runtime_config {
+    uint32_t struct_size;     /* set by dp_runtime_config_init */
+    int32_t n_threads;        /* team size, 1 to 1024; 0 (default): one per core of the process's cpuset */
+    dp_pinning pinning;       /* default DP_PIN_OFF. Otherwise the OpenMP workers that serve a calling thread are bound
+                                 when they first work for the runtime; the calling thread itself is never bound. */
+    dp_isa isa;               /* default DP_ISA_AUTO */
+    dp_huge_pages huge_pages; /* default DP_HUGE_PAGES_TRANSPARENT */
+    dp_numa numa;             /* default DP_NUMA_LOCAL */
+} dp_runtime_config;
+
+DP_API void dp_runtime_config_init(dp_runtime_config *config);
+
+/* Creates a runtime; config = NULL means all defaults. The environment variable DOUBLEP_ISA (scalar, avx2, avx512,
+ * neon) replaces DP_ISA_AUTO. *runtime is NULL after an error.
+ * Errors: DP_ERR_INVALID (a field out of range, an unknown name in DOUBLEP_ISA), DP_ERR_UNSUPPORTED (this machine or
+ * build lacks the ISA), DP_ERR_NO_MEMORY, DP_ERR_SYSTEM (topology discovery failed). */
+DP_API dp_status dp_runtime_create(const dp_runtime_config *config, dp_runtime **runtime);
+
+/* Frees a runtime; all its sequences must have been freed. NULL is allowed. */
+DP_API void dp_runtime_free(dp_runtime *runtime);
+
+typedef struct dp_runtime_info {
+    uint32_t struct_size;
+    dp_isa isa;               /* chosen */
+    uint32_t isas_available;  /* bit (1 << dp_isa) for each ISA that this build has and this machine runs */
+    uint32_t bf16_instructions; /* 1 where the chosen ISA uses BF16 instructions */
+    int32_t n_threads;
+    int32_t n_cores;          /* physical cores of the process's cpuset */
+    int32_t n_pus;            /* hardware threads of the process's cpuset */
+    int32_t n_numa_nodes;
+    uint64_t l1d_bytes, l2_bytes, l3_bytes; /* of one cache each; 0 where there is none or it is unknown */
+    uint64_t huge_page_bytes; /* 0 where transparent huge pages are off in the kernel or the config */
+} dp_runtime_info;
+
+/* Fills info (call dp_runtime_info_init first). Errors: DP_ERR_INVALID. */
+DP_API void dp_runtime_info_init(dp_runtime_info *info);
+DP_API dp_status dp_runtime_get_info(const dp_runtime *runtime, dp_runtime_info *info);
+
+/* "scalar", "avx2", "avx512", "neon", "auto". */
+DP_API const char *dp_isa_name(dp_isa isa);
+
+/* ---- Sequence ----------------------------------------------------------------------------------------------- */
+
+typedef enum dp_clustering {
+    DP_CLUSTERING_L2 = 0,       /* k-means by squared distance */
+    DP_CLUSTERING_SPHERICAL = 1 /* assignment by inner product with normalised centroids: the paper's form */
+} dp_clustering;
+
+typedef struct dp_sequence_config {
+    uint32_t struct_size;
+    uint32_t n_layers;      /* 1 to 4096 */
+    uint32_t n_query_heads; /* 1 to 1024; a multiple of n_kv_heads. Query head h reads KV head h / (n_query_heads / n_kv_heads) */
+    uint32_t n_kv_heads;
+    uint32_t key_dim;       /* elements of a key and a query: a multiple of 8, 8 to 512 */
+    uint32_t value_dim;     /* elements of a value and an output: a multiple of 8, 8 to 512 */
+    dp_type type;           /* how keys and values are kept; default DP_BF16 */
+    float scale;            /* of the logits q.k; 0 (default): 1 / sqrt(key_dim) */
+    uint32_t sink;          /* first tokens that are never clustered; default 4, at most 4096 */
+    uint32_t window;        /* last tokens that are never clustered; default 64, at most 4096 */
+
+    /* Index. The defaults are the ones we measured; see bench/README.md. */
+    uint32_t tokens_per_cluster;    /* default 16; 4 to 256 */
+    uint32_t segment_tokens;        /* a prompt is clustered in segments of so many tokens; default 8192, 64 to 65536 */
+    uint32_t pending_tokens;        /* decoded tokens are clustered when so many wait; default 1024, 64 to 65536 */
+    uint32_t iterations;            /* of k-means; default 8, 1 to 64 */
+    float outlier_share;            /* share of the clusters kept back for single tokens, those farthest from their
+                                       centroid; default 0.125, 0 to 0.5; 0: none (the paper's form) */
+    dp_clustering clustering;       /* default DP_CLUSTERING_L2 */
+} dp_sequence_config;
+
+DP_API void dp_sequence_config_init(dp_sequence_config *config);
+
+/* Creates an empty sequence. It keeps a pointer to runtime, which must outlive it. *sequence is NULL after an error.
+ * Errors: DP_ERR_INVALID, DP_ERR_NO_MEMORY. */
+DP_API dp_status dp_sequence_create(dp_runtime *runtime, const dp_sequence_config *config, dp_sequence **sequence);
+DP_API void dp_sequence_free(dp_sequence *sequence); /* NULL is allowed */
+
+/* Tokens in a layer (0 for a layer out of range). Layers are independent: each has the tokens that were appended to it. */
+DP_API uint64_t dp_sequence_tokens(const dp_sequence *sequence, uint32_t layer);
+
+/* Makes a layer always dense in dp_decode, whatever its parameters say (dense = 1), or not (0, the default).
+ * Errors: DP_ERR_INVALID. */
+DP_API dp_status dp_sequence_set_dense(dp_sequence *sequence, uint32_t layer, int dense);
+
+/* Appends n_tokens keys and values to a layer: f32, token t of KV head h at k + t * k_stride + h * key_dim and
+ * v + t * v_stride + h * value_dim (strides in floats; 0 means n_kv_heads * key_dim, n_kv_heads * value_dim). Keys are
+ * stored as given: rotate them before. Values that the type cannot hold become Inf.
+ *
+ * This is also where the index grows: before the new tokens are added, tokens that wait outside the window are
+ * clustered, in whole segments of segment_tokens while appends are long (64 tokens or more: a prompt), and once
+ * pending_tokens wait when they are short (decoding); KV heads and layers take turns, so that no step bears all of it.
+ * The tokens of the latest append, and the last `window` before, are never clustered. Memory is allocated only here and
+ * in dp_build_index.
+ * Errors: DP_ERR_INVALID (n_tokens = 0, layer out of range, more than 2^32 - 1 tokens), DP_ERR_NO_MEMORY. */
+DP_API dp_status dp_append(dp_sequence *sequence, uint32_t layer, size_t n_tokens, const float *k, size_t k_stride,
+                           const float *v, size_t v_stride);
+
+/* Clusters all that waits outside the window, in one layer, or in all where layer is DP_ALL_LAYERS: at the end of a
+ * prompt, so that the first decoded token is not late. Not needed for correctness. Errors: as dp_append. */
+#define DP_ALL_LAYERS UINT32_MAX
+DP_API dp_status dp_build_index(dp_sequence *sequence, uint32_t layer);
+
+/* Reads back tokens first .. first + n - 1 of one KV head as f32, in token order: k[n][key_dim], v[n][value_dim];
+ * either may be NULL. Slow: for tests and tools. Errors: DP_ERR_INVALID. */
+DP_API dp_status dp_sequence_read(const dp_sequence *sequence, uint32_t layer, uint32_t kv_head, uint64_t first,
+                                  size_t n, float *k, float *v);
+
+typedef struct dp_memory {
+    uint32_t struct_size;
+    uint64_t plain_bytes;    /* tokens * (key_dim + value_dim) * element size, over all layers and KV heads */
+    uint64_t row_bytes;      /* keys and values */
+    uint64_t index_bytes;    /* centroids, mean values, sizes, dispersions, token numbers */
+    uint64_t reserved_bytes; /* all memory that the sequence holds, slack included: at most 1.15 times plain_bytes at 16
+                                tokens per cluster once a 16-bit cache of 32768 tokens or more is indexed */
+    uint64_t clustered_tokens; /* per layer and KV head, summed */
+    uint64_t clusters;         /* likewise */
+} dp_memory;
+
+DP_API void dp_memory_init(dp_memory *memory);
+DP_API dp_status dp_sequence_memory(const dp_sequence *sequence, dp_memory *memory); /* Errors: DP_ERR_INVALID */
+
+/* ---- Attention ---------------------------------------------------------------------------------------------- */
+
+typedef enum dp_method { DP_DENSE = 0, DP_DOUBLE_P = 1 } dp_method;
+
+typedef enum dp_refine {
+    DP_REFINE_BUDGET = 0, /* spend token-level attention until the expected error is below epsilon */
+    DP_REFINE_TOP_P = 1   /* on the smallest set of clusters that holds the share p2 of the mass: the paper's rule */
+} dp_refine;
+
+/* Selection, per query head, over clusters i of size s_i, centroid c_i, mean value v_i, dispersion u_i (mean over tokens
+ * and dimensions of (k - c_i)^2), with d = key_dim:
+ *   estimated log-mass   m_i = scale * q.c_i + log s_i + 0.5 * scale^2 * |q|^2 * u_i      (last term: dispersion)
+ *   total                T   = E + sum_i exp(m_i), E = sum of exp(logit) over the exact tokens: sink, window, pending
+ *   stage 1 keeps the smallest set of clusters with E + mass >= p1 * T
+ *   stage 2 refines, token by token, of that set:
+ *     DP_REFINE_BUDGET: clusters in order of expected squared error e_i = exp(2 m_i) (exp(scale^2 |q|^2 u_i) - 1) per
+ *                       token, until the sum of e_i over the rest is at most (epsilon * T)^2
+ *     DP_REFINE_TOP_P:  the smallest set with E + mass >= p2 * T
+ *   the others of the set contribute exp(m_i) * v_i; clusters outside it are dropped.
+ * The query heads of a KV head share the union of their sets. Sources: arXiv 2602.05191 for the two stages; the
+ * dispersion is the second cumulant of the logits in a cluster whose keys spread alike in all dimensions. */
+typedef struct dp_attention_params {
+    uint32_t struct_size;
+    dp_method method;     /* default DP_DOUBLE_P */
+    dp_refine refine;     /* default DP_REFINE_BUDGET */
+    float p1;             /* default 0.9; 0 to 1 */
+    float p2;             /* default 0.7; 0 to p1; DP_REFINE_TOP_P only */
+    float epsilon;        /* default 0.05; 0 to 1; DP_REFINE_BUDGET only; 0 refines all that stage 1 keeps */
+    uint32_t sink;        /* at least so many first tokens are exact; default 0: those of the sequence's config */
+    uint32_t window;      /* at least so many last tokens are exact; default 0: those of the sequence's config */
+    uint32_t min_context; /* below so many tokens dp_decode is dense; default 2048 */
+    uint32_t min_clusters; /* stage 2 refines at least so many of the heaviest clusters per query head; default 0 */
+    int32_t dispersion;   /* 1 (default) or 0: leave the dispersion out of m_i (the paper's form) */
+    int32_t exact_mass;   /* 1 (default): E counts in T and in the targets; 0: top-p over the clusters alone (the
+                             paper's form) */
+    int32_t keep_dropped; /* 0 (default); 1: clusters outside the p1 set keep their estimated mass in the denominator */
+} dp_attention_params;
+
+DP_API void dp_attention_params_init(dp_attention_params *params);
+
+/* The paper's exact form: (p1, p2) = (0.95, 0.7), DP_REFINE_TOP_P, dispersion = 0, exact_mass = 0. Together with
+ * outlier_share = 0 and DP_CLUSTERING_SPHERICAL in the sequence's config. */
+DP_API void dp_attention_params_init_paper(dp_attention_params *params);
+
+/* What a decode call did, summed over the KV heads; counted from the work lists that the kernels ran. */
+typedef struct dp_attention_stats {
+    uint32_t struct_size;
+    int32_t sparse;             /* 1 where Double-P ran, 0 where the call was dense */
+    uint64_t tokens;            /* in the cache */
+    uint64_t tokens_exact;      /* read as exact tokens: sink, window, pending; all of them in a dense call */
+    uint64_t clusters;          /* scored */
+    uint64_t clusters_estimated; /* contributed by their mean value */
+    uint64_t clusters_refined;  /* read token by token */
+    uint64_t tokens_refined;    /* in those */
+    double mass_exact;          /* share of the kept softmax mass that exact and refined tokens have, mean over query heads */
+    double mass_estimated;      /* share that mean values have: 1 - mass_exact */
+    uint64_t bytes_centroids;   /* read: centroids, sizes, dispersions */
+    uint64_t bytes_means;       /* read: mean values */
+    uint64_t bytes_rows;        /* read: keys and values */
+    uint64_t bytes;             /* the three together */
+    uint64_t bytes_dense;       /* keys and values that dense attention reads */
+    uint64_t ns_score, ns_select, ns_gather, ns_merge; /* time in each stage */
+} dp_attention_stats;
+
+DP_API void dp_attention_stats_init(dp_attention_stats *stats);
+
+/* Dense causal attention of the last n_queries tokens, for a prompt: query i is token N - n_queries + i and sees the
+ * tokens up to itself. q: f32 [n_queries][n_query_heads][key_dim]; out: f32 [n_queries][n_query_heads][value_dim];
+ * lse: NULL or f32 [n_queries][n_query_heads], log of the sum of exp(logit). The queries' tokens must have come with
+ * the latest dp_append, or lie in the window.
+ * Errors: DP_ERR_INVALID, DP_ERR_NO_MEMORY. */
+DP_API dp_status dp_prefill(dp_sequence *sequence, uint32_t layer, size_t n_queries, const float *q, float *out,
+                            float *lse);
+
+/* Attention of the last n_queries tokens while decoding, n_queries from 1 (one new token) to DP_MAX_DECODE_QUERIES (the
+ * tokens of a draft to verify); shapes, causality and lse as in dp_prefill. All queries of a call share the rows that
+ * are read. params = NULL means the defaults; stats may be NULL. Partial results over disjoint sets of tokens
+ * are merged by their lse: out = sum_j exp(lse_j - L) out_j, L = log sum_j exp(lse_j).
+ * Allocates nothing once a call of the size was made on the runtime, and takes no lock.
+ * Errors: DP_ERR_INVALID, DP_ERR_NO_MEMORY. */
+#define DP_MAX_DECODE_QUERIES 64
+DP_API dp_status dp_decode(dp_sequence *sequence, uint32_t layer, size_t n_queries, const float *q,
+                           const dp_attention_params *params, float *out, float *lse, dp_attention_stats *stats);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,129 @@
+/* The kernel table: every routine that has a vector form, one table per ISA.
+ *
+ * Contracts are stated once, here; scalar/, avx2/, avx512/ (and neon/) implement them under the same file names.
+ * All kernels: run on the calling thread, allocate nothing, read and write exactly the elements that the contract
+ * names (no over-read, no over-write), accept pointers aligned to their element only unless stated otherwise, and are
+ * deterministic: the result depends on the arguments alone, never on address alignment. Infinities and NaN follow
+ * IEEE arithmetic: a NaN operand that a formula touches shows in its result. Counts of zero are valid.
+ *
+ * Terms: "row" is one token's key or value of one KV head; "heads" are the query rows that share a KV head. */
+#ifndef DP_SIMD_KERNELS_H
+#define DP_SIMD_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "doublep/types.h"
+
+enum { DP_PANEL = 16 }; /* clusters in a centroid panel, on every ISA: the layout in memory does not depend on the ISA */
+
+/* dst[i] = src[i] in another type. To f16 and bf16: round to nearest even, overflow to Inf, NaN stays NaN (quiet),
+ * denormals are kept in both directions. */
+typedef void (*dp_to_f32_fn)(float *dst, const void *src, size_t n);
+typedef void (*dp_from_f32_fn)(void *dst, const float *src, size_t n);
+
+/* out[h * out_stride + p * 16 + c] = sum_j q[h * d + j] * centroid(p, c, j), h < heads, p < n_panels, c < 16.
+ * q: f32 [heads][d], d even. panels: bf16, panel p at p * 16 * d; inside a panel pairs of dimensions are adjacent:
+ * element (c, j) at (j / 2) * 32 + c * 2 + j % 2, so that lanes are clusters and no horizontal sum is needed.
+ * panels is 64-byte aligned. */
+typedef void (*dp_score_panels_fn)(const float *q, size_t heads, size_t d, const uint16_t *panels, size_t n_panels,
+                                   float *out, size_t out_stride);
+
+/* out[h * out_stride + i] = scale * sum_j q[h * d + j] * row(i)[j], h < heads, i < n.
+ * row(i) = rows + (index ? index[i] : i) * stride elements of the table slot's type; stride >= d. */
+typedef void (*dp_key_logits_fn)(const float *q, size_t heads, size_t d, const void *rows, size_t stride,
+                                 const uint32_t *index, size_t n, float scale, float *out, size_t out_stride);
+
+/* acc[h * d + j] += sum_i w[h * w_stride + i] * row(i)[j], h < heads, j < d; rows as in key_logits. */
+typedef void (*dp_weighted_values_fn)(const float *w, size_t w_stride, size_t heads, const void *rows, size_t stride,
+                                      const uint32_t *index, size_t n, size_t d, float *acc);
+
+/* Largest x[i]; NaN are passed over; -Inf when n = 0 or nothing but NaN. */
+typedef float (*dp_max_fn)(const float *x, size_t n);
+
+/* x[i] = exp(x[i] - m), m = max, or 0 where max = -Inf (so that a fully masked row gives zeros, not NaN);
+ * returns the sum. Arguments below -87 may give 0; relative error of exp at most 4 ulp. NaN stays NaN. */
+typedef float (*dp_exp_sum_fn)(float *x, size_t n, float max);
+
+/* Stage 1, first half: out[i] = base + scale * out[i] + half * spread[i] in place, for clusters with size[i] > 0,
+ * -Inf for the padding (size 0). Returns the largest (NaN passed over). */
+typedef float (*dp_cluster_logits_fn)(float *x, const float *size, const float *spread, size_t n, float base,
+                                      float scale, float half);
+
+/* Stage 1, second half, per cluster i with y = exp(x[i] - max) (max finite or -Inf, as in exp_sum):
+ *   mass[i]  = size[i] * y                                        estimated mass, in units of exp(max)
+ *   rank[i]  = size[i] * y^2 * min(expm1(variance * spread[i]), FLT_MAX)  expected squared error per token refined;
+ *              computed so that it never overflows to Inf for finite input: the factor expm1() is capped at 1e30.
+ *   error[i] = size[i] * rank[i]                                  expected squared error of leaving it approximated
+ * size[i] = 0 gives three zeros. sums[0] = sum of mass, sums[1] = sum of error. Relative error of expm1 at most 1e-5
+ * (absolute 1e-7 for small arguments will do). variance >= 0, spread >= 0. */
+typedef void (*dp_cluster_mass_fn)(const float *x, const float *size, const float *spread, size_t n, float max,
+                                   float variance, float *mass, float *error, float *rank, float sums[2]);
+
+/* Sum of value[i] over all i with !(rank[i] < threshold): a NaN rank counts. */
+typedef float (*dp_sum_at_least_fn)(const float *rank, const float *value, size_t n, float threshold);
+
+/* Index of the largest dot[i] - half_norm[i]; the lowest such index; NaN differences lose; 0 when all are NaN. n >= 1.
+ * Nearest centroid by squared distance: half_norm = |c|^2 / 2. *best receives the largest difference (-Inf if none). */
+typedef size_t (*dp_nearest_fn)(const float *dot, const float *half_norm, size_t n, float *best);
+
+/* y[i] += a * x[i]. */
+typedef void (*dp_axpy_fn)(float *y, const float *x, float a, size_t n);
+
+/* x[i] *= a. */
+typedef void (*dp_scale_fn)(float *x, float a, size_t n);
+
+/* sum_i a[i] * b[i]. */
+typedef float (*dp_dot_fn)(const float *a, const float *b, size_t n);
+
+/* dst[j * dst_stride + i] = src[i * src_stride + j], i < rows, j < cols. */
+typedef void (*dp_transpose_fn)(float *dst, size_t dst_stride, const float *src, size_t src_stride, size_t rows,
+                                size_t cols);
+
+/* C[i][j] = sum_l A[i][l] * B[l][j]  (+ C[i][j] when accumulate is not 0; otherwise C is not read), row-major with
+ * leading dimensions lda, ldb, ldc, all sizes arbitrary. The blocks of prefill attention: everything is in L2 already,
+ * so nothing is packed. n and k are typically 64 to 512, m 64 to 512. */
+typedef void (*dp_matmul_fn)(const float *a, size_t lda, const float *b, size_t ldb, float *c, size_t ldc, size_t m,
+                             size_t n, size_t k, int accumulate);
+
+typedef struct dp_kernels {
+    dp_to_f32_fn to_f32[DP_TYPE_COUNT];
+    dp_from_f32_fn from_f32[DP_TYPE_COUNT];
+    dp_score_panels_fn score_panels;
+    dp_key_logits_fn key_logits[DP_TYPE_COUNT];
+    dp_weighted_values_fn weighted_values[DP_TYPE_COUNT];
+    dp_max_fn max;
+    dp_exp_sum_fn exp_sum;
+    dp_cluster_logits_fn cluster_logits;
+    dp_cluster_mass_fn cluster_mass;
+    dp_sum_at_least_fn sum_at_least;
+    dp_nearest_fn nearest;
+    dp_axpy_fn axpy;
+    dp_scale_fn scale;
+    dp_dot_fn dot;
+    dp_transpose_fn transpose;
+    dp_matmul_fn matmul;
+} dp_kernels;
+
+/* CPU features as found by dp_cpu_features(): bits. */
+enum {
+    DP_CPU_AVX2 = 1u << 0,        /* AVX2, FMA, F16C and the OS saves YMM */
+    DP_CPU_AVX512 = 1u << 1,      /* AVX-512 F, BW, DQ, VL and the OS saves ZMM */
+    DP_CPU_AVX512_BF16 = 1u << 2, /* additionally AVX512_BF16 */
+    DP_CPU_NEON = 1u << 3,
+};
+
+unsigned dp_cpu_features(void);
+
+/* Fills the table for an ISA (not DP_ISA_AUTO): the scalar form first, then the ISA's own over it, with the optional
+ * instructions that `features` shows. Returns 0, or -1 where this build or `features` lacks the ISA. */
+int dp_kernels_init(dp_kernels *k, dp_isa isa, unsigned features);
+
+/* Each overwrites the entries it has a better form for; compiled with that ISA's flags, called only where it runs. */
+void dp_kernels_init_scalar(dp_kernels *k);
+void dp_kernels_init_avx2(dp_kernels *k);
+void dp_kernels_init_avx512(dp_kernels *k);
+void dp_kernels_init_avx512_bf16(dp_kernels *k);
+void dp_kernels_init_neon(dp_kernels *k);
+
+#endif
