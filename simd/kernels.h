@@ -25,16 +25,17 @@ typedef void (*dp_from_f32_fn)(void *dst, const float *src, size_t n);
 /* out[h * out_stride + p * 16 + c] = sum_j q[h * d + j] * centroid(p, c, j), h < heads, p < n_panels, c < 16.
  * q: f32 [heads][d], d even. panels: bf16, panel p at p * 16 * d; inside a panel pairs of dimensions are adjacent:
  * element (c, j) at (j / 2) * 32 + c * 2 + j % 2, so that lanes are clusters and no horizontal sum is needed.
- * panels is 64-byte aligned. */
+ * panels is 64-byte aligned (as every panel then is, since d is even). */
 typedef void (*dp_score_panels_fn)(const float *q, size_t heads, size_t d, const uint16_t *panels, size_t n_panels,
                                    float *out, size_t out_stride);
 
 /* out[h * out_stride + i] = scale * sum_j q[h * d + j] * row(i)[j], h < heads, i < n.
- * row(i) = rows + (index ? index[i] : i) * stride elements of the table slot's type; stride >= d. */
+ * row(i) = rows + (index ? index[i] : i) * stride elements of the table slot's type; stride >= d.
+ * d: a multiple of 8. */
 typedef void (*dp_key_logits_fn)(const float *q, size_t heads, size_t d, const void *rows, size_t stride,
                                  const uint32_t *index, size_t n, float scale, float *out, size_t out_stride);
 
-/* acc[h * d + j] += sum_i w[h * w_stride + i] * row(i)[j], h < heads, j < d; rows as in key_logits. */
+/* acc[h * d + j] += sum_i w[h * w_stride + i] * row(i)[j], h < heads, j < d; rows and d as in key_logits. */
 typedef void (*dp_weighted_values_fn)(const float *w, size_t w_stride, size_t heads, const void *rows, size_t stride,
                                       const uint32_t *index, size_t n, size_t d, float *acc);
 
@@ -52,9 +53,9 @@ typedef float (*dp_cluster_logits_fn)(float *x, const float *size, const float *
 
 /* Stage 1, second half, per cluster i with y = exp(x[i] - max) (max finite or -Inf, as in exp_sum):
  *   mass[i]  = size[i] * y                                        estimated mass, in units of exp(max)
- *   rank[i]  = size[i] * y^2 * min(expm1(variance * spread[i]), FLT_MAX)  expected squared error per token refined;
- *              computed so that it never overflows to Inf for finite input: the factor expm1() is capped at 1e30.
+ *   rank[i]  = size[i] * y^2 * min(expm1(variance * spread[i]), 1e30)  expected squared error per token refined
  *   error[i] = size[i] * rank[i]                                  expected squared error of leaving it approximated
+ * rank and error are capped at FLT_MAX: no overflow to Inf for finite input with x[i] <= max. (Their sum can overflow.)
  * size[i] = 0 gives three zeros. sums[0] = sum of mass, sums[1] = sum of error. Relative error of expm1 at most 1e-5
  * (absolute 1e-7 for small arguments will do). variance >= 0, spread >= 0. */
 typedef void (*dp_cluster_mass_fn)(const float *x, const float *size, const float *spread, size_t n, float max,
