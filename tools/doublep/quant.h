@@ -33,7 +33,8 @@ const quant_layout *quant_get_layout(uint32_t type);
 /* dst[i] = element i of src, i < n; n a multiple of the type's block. src needs no alignment. */
 void quant_to_f32(quant_type type, const void *src, size_t n, float *dst);
 
-/* The inverse for F32, F16, BF16 (round to nearest even) and Q8_0 (scale max/127 kept as f16); false for other types. */
+/* The inverse for F32, F16, BF16 (round to nearest even) and Q8_0 (scale max/127 kept as f16). False for other types,
+ * and where Q8_0 cannot hold the values: NaN, Inf, or a scale beyond f16. */
 bool quant_from_f32(quant_type type, const float *src, size_t n, void *dst);
 
 #endif
