@@ -42,21 +42,20 @@ typedef struct reader {
     size_t error_size;
 } reader;
 
-__attribute__((format(printf, 2, 3))) static bool fail(reader *r, const char *format, ...)
+__attribute__((format(printf, 2, 3))) static void complain(reader *r, const char *format, ...)
 {
     const int n = snprintf(r->error, r->error_size, "%s: ", r->file->path);
-    if (n < 0 || (size_t)n >= r->error_size) return false;
+    if (n < 0 || (size_t)n >= r->error_size) return;
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(r->error + n, r->error_size - (size_t)n, format, arguments);
     va_end(arguments);
-    return false;
 }
 
-static bool fail_short(reader *r, const char *what)
-{
-    return fail(r, "ends in the middle of %s (%zu bytes in all): not a complete GGUF file", what, r->file->size);
-}
+/* The value of these is false, where the compiler can see it. */
+#define fail(r, ...) (complain(r, __VA_ARGS__), false)
+#define fail_short(r, what) \
+    fail(r, "ends in the middle of %s (%zu bytes in all): not a complete GGUF file", what, (r)->file->size)
 
 static size_t left(const reader *r)
 {
@@ -83,7 +82,7 @@ static bool read_u64(reader *r, uint64_t *value, const char *what)
 
 static bool read_string(reader *r, gguf_string *string, const char *what)
 {
-    uint64_t length = 0;
+    uint64_t length;
     if (!read_u64(r, &length, what)) return false;
     if (length > left(r)) return fail_short(r, what);
     *string = (gguf_string){(const char *)r->file->bytes + r->at, (size_t)length};
@@ -234,7 +233,7 @@ static bool read_tensors(reader *r, uint64_t alignment)
     file->names = calloc(n + 1, sizeof *file->names);
     uint64_t *offsets = calloc(n + 1, sizeof *offsets);
     bool ok = file->tensors && file->tensors_by_name && file->names && offsets;
-    if (!ok) fail(r, "no memory for %zu tensors", n);
+    if (!ok) complain(r, "no memory for %zu tensors", n);
     for (size_t i = 0; ok && i < n; i++) {
         ok = read_tensor(r, &file->tensors[i], file->names[i], &offsets[i]);
         file->tensors_by_name[i] = &file->tensors[i];
@@ -274,7 +273,7 @@ static bool map(reader *r)
     struct stat status;
     bool ok = fstat(descriptor, &status) == 0;
     if (!ok) {
-        fail(r, "%s", strerror(errno));
+        complain(r, "%s", strerror(errno));
     } else if (!S_ISREG(status.st_mode)) {
         ok = fail(r, "not a regular file");
     } else if (status.st_size < 4) {
