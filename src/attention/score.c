@@ -1,0 +1,52 @@
+/* Stage 1: estimated logits of all clusters. */
+#include <math.h>
+
+#include "attention/step.h"
+
+/* Panels per task: 1024 clusters of 128 dimensions are 256 KiB, long enough to stream, short enough to share out. */
+enum { PANELS_PER_TASK = 64 };
+
+static uint32_t tasks_of(const dp_segment *segment) {
+    return (segment->n_panels + PANELS_PER_TASK - 1) / PANELS_PER_TASK;
+}
+
+size_t dp_score_count_tasks(const dp_head *head) {
+    size_t n = 0;
+    for (uint32_t s = 0; s < head->n_segments; s++) n += tasks_of(&head->segments[s]);
+    return n;
+}
+
+void dp_score_plan(dp_step *step, size_t kv_head, uint32_t *next_task) {
+    dp_head_step *const h = &step->heads[kv_head];
+    h->first_task = *next_task;
+    uint32_t position = 0;
+    for (uint32_t s = 0; s < h->head->n_segments; s++) {
+        const uint32_t n_panels = h->head->segments[s].n_panels;
+        for (uint32_t p = 0; p < n_panels; p += PANELS_PER_TASK)
+            step->tasks[(*next_task)++] =
+                (dp_score_task){.kv_head = (uint32_t)kv_head,
+                                .segment = s,
+                                .first_panel = p,
+                                .n_panels = n_panels - p < PANELS_PER_TASK ? n_panels - p : PANELS_PER_TASK,
+                                .position = position};
+        position += n_panels * DP_PANEL;
+    }
+    h->n_tasks = *next_task - h->first_task;
+}
+
+void dp_score_run(const dp_step *step, const dp_score_task *task, float *task_max) {
+    const dp_head_step *const h = &step->heads[task->kv_head];
+    const dp_segment *const segment = &h->head->segments[task->segment];
+    const size_t dim = step->sequence->format.key_dim;
+    const float scale = step->sequence->scale;
+    const size_t first = (size_t)task->first_panel * DP_PANEL, n = (size_t)task->n_panels * DP_PANEL;
+    float *const scores = h->mass + task->position + first;
+    step->kernels->score_panels(h->q, step->rows, dim, segment->panels + first * dim, task->n_panels, scores,
+                                h->n_positions);
+    for (size_t r = 0; r < step->rows; r++) {
+        const float base = scale * step->kernels->dot(h->q + r * dim, segment->mean_key, dim);
+        const float half = step->params.dispersion ? 0.5f * h->variance[r] : 0.0f;
+        task_max[r] = step->kernels->cluster_logits(scores + r * h->n_positions, segment->size + first,
+                                                    segment->spread + first, n, base, scale, half);
+    }
+}

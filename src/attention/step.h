@@ -1,0 +1,121 @@
+/* One attention call: what its stages share. Reading order of a sparse call: decode.c (the stages), score.c (stage 1:
+ * estimated masses), select.c (which clusters), pieces.c (work lists), gather.c (exact and estimated contributions),
+ * merge.c (one softmax over everything). A dense call has the work lists of all tokens and starts at gather.c. */
+#ifndef DP_ATTENTION_STEP_H
+#define DP_ATTENTION_STEP_H
+
+#include <stdbool.h>
+
+#include "kv/sequence.h"
+#include "memory/scratch.h"
+#include "runtime/team.h"
+
+/* Rows that follow each other in memory and are read together. Query rows before first_row do not see them (causality
+ * among the call's own tokens). */
+typedef struct dp_piece {
+    const char *k, *v;
+    uint32_t n;
+    uint32_t first_row;
+} dp_piece;
+
+enum { DP_PIECE_ROWS = 64 }; /* longest piece */
+
+/* A cluster that contributes by its mean value. */
+typedef struct dp_estimated {
+    uint32_t segment, cluster;
+} dp_estimated;
+
+/* A unit of work of about even bytes: a range of a head's pieces, or of its estimated clusters. Its result goes to
+ * its own partial, so that who computes it does not matter. */
+typedef struct dp_item {
+    uint32_t first, last;
+    bool estimated;
+} dp_item;
+
+/* A part of the centroid scan. */
+typedef struct dp_score_task {
+    uint32_t kv_head, segment, first_panel, n_panels;
+    uint32_t position; /* of the segment's first cluster in the head's arrays */
+} dp_score_task;
+
+typedef struct dp_head_counts {
+    uint64_t tokens_exact, clusters_estimated, clusters_refined, tokens_refined;
+    uint64_t bytes_centroids, bytes_means, bytes_rows;
+} dp_head_counts;
+
+/* A KV head's part of the call. */
+typedef struct dp_head_step {
+    const dp_head *head;
+    const float *q;        /* [rows][key_dim] the queries of this head, query-major */
+    float *variance;       /* [rows] scale^2 |q|^2: times a dispersion, the variance of a cluster's logits */
+    size_t n_positions;    /* clusters, padding included: panels * DP_PANEL */
+    float *mass;           /* [rows][n_positions] first the estimated logits, then the masses in units of exp(reference) */
+    float *error, *rank;   /* [rows][n_positions] see cluster_mass in simd/kernels.h */
+    uint8_t *flags;        /* [n_positions] SELECT_* */
+    float *reference;      /* [rows] */
+    float *dropped;        /* [rows] mass of the dropped clusters, for keep_dropped */
+    uint32_t first_task, n_tasks; /* its score tasks */
+    dp_piece *pieces;
+    size_t n_pieces, pieces_capacity;
+    dp_estimated *estimated;
+    size_t n_estimated;
+    dp_item *items;
+    size_t n_exact_items; /* sink, window, pending: the first items, known before selection */
+    size_t n_items, items_capacity;
+    float *partials;      /* [items_capacity][rows][2 + value_dim]: maximum, sum, accumulated values */
+    double *exact_share;  /* [rows] share of the kept mass that is exact */
+    dp_head_counts counts;
+} dp_head_step;
+
+enum { SELECT_ESTIMATE = 1, SELECT_REFINE = 2 };
+
+typedef struct dp_step {
+    dp_sequence *sequence;
+    const dp_layer *layer;
+    const dp_kernels *kernels;
+    dp_attention_params params;
+    bool sparse;
+    size_t n_queries, rows; /* rows = n_queries * group: query rows per KV head */
+    const float *q;
+    float *out, *lse;
+    dp_head_step *heads;
+    dp_score_task *tasks;
+    float *task_max; /* [n_tasks][rows] */
+    size_t n_tasks;
+    size_t item_tokens;
+    char *thread_scratch;   /* [n_threads][thread_bytes] */
+    size_t thread_bytes;
+    dp_ticket *tickets;     /* [STAGES][n_arenas] */
+    uint64_t ns[4];         /* time of the stages, as the calling thread saw it */
+} dp_step;
+
+static inline size_t dp_partial_floats(const dp_step *step) {
+    return step->rows * (2 + step->sequence->format.value_dim);
+}
+
+/* params.c */
+dp_status dp_params_settle(const dp_sequence *sequence, const dp_attention_params *params, dp_attention_params *settled);
+
+/* pieces.c */
+size_t dp_pieces_capacity(const dp_step *step, const dp_head *head);
+size_t dp_items_capacity(const dp_step *step, const dp_head *head);
+void dp_pieces_exact(const dp_step *step, dp_head_step *head);    /* sink and tail, and their items */
+void dp_pieces_all(const dp_step *step, dp_head_step *head);      /* every cluster: dense attention */
+void dp_pieces_selected(const dp_step *step, dp_head_step *head); /* by flags */
+
+/* score.c */
+size_t dp_score_count_tasks(const dp_head *head);
+void dp_score_plan(dp_step *step, size_t kv_head, uint32_t *next_task);
+void dp_score_run(const dp_step *step, const dp_score_task *task, float *task_max);
+
+/* select.c */
+void dp_select(const dp_step *step, dp_head_step *head);
+
+/* gather.c */
+size_t dp_gather_scratch_bytes(const dp_step *step);
+void dp_gather_item(const dp_step *step, const dp_head_step *head, size_t item, void *scratch);
+
+/* merge.c */
+void dp_merge_row(const dp_step *step, size_t kv_head, size_t row);
+
+#endif

@@ -1,0 +1,241 @@
+/* Appending tokens, and the growth of the index with them. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "index/build.h"
+#include "kv/sequence.h"
+#include "runtime/team.h"
+
+/* Appends of at least so many tokens are a prompt's: only whole segments are clustered then. */
+enum { PROMPT_CHUNK = 64 };
+
+static size_t min_size(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
+/* ---- Clustering what waits ---- */
+
+/* Tokens of a head that may be clustered: all but the window before the tokens to come. */
+static size_t waiting(const dp_sequence *s, const dp_head *head) {
+    return head->tail.n > s->config.window ? head->tail.n - s->config.window : 0;
+}
+
+/* How many of those are due. */
+typedef size_t (*due_fn)(const dp_sequence *s, const dp_head *head);
+
+static size_t due_all(const dp_sequence *s, const dp_head *head) {
+    return waiting(s, head);
+}
+
+static size_t due_whole_segments(const dp_sequence *s, const dp_head *head) {
+    const size_t n = waiting(s, head);
+    return n - n % s->config.segment_tokens;
+}
+
+static size_t due_over_limit(const dp_sequence *s, const dp_head *head) {
+    const size_t n = waiting(s, head);
+    return n >= head->pending_limit ? n : 0;
+}
+
+/* One segment to build. */
+typedef struct build_task {
+    dp_head *head;
+    uint32_t segment; /* index in the head, allocated, not counted yet */
+    size_t first_row; /* in the tail */
+} build_task;
+
+typedef struct build_job {
+    dp_sequence *sequence;
+    build_task *tasks;
+    size_t n_tasks;
+    dp_ticket ticket;
+    char *scratch; /* [threads][scratch_bytes] */
+    size_t scratch_bytes;
+    atomic_bool failed;
+} build_job;
+
+static void build_worker(void *argument, int thread, int n_threads) {
+    (void)n_threads;
+    build_job *const job = argument;
+    for (size_t i; (i = dp_ticket_take(&job->ticket)) < job->n_tasks;) {
+        const build_task *const task = &job->tasks[i];
+        const dp_row_format *const f = &job->sequence->format;
+        dp_scratch scratch = {.base = job->scratch + (size_t)thread * job->scratch_bytes, .bytes = job->scratch_bytes};
+        if (!dp_build_segment(job->sequence, &task->head->segments[task->segment],
+                              task->head->tail.k + task->first_row * f->key_bytes,
+                              task->head->tail.v + task->first_row * f->value_bytes, &scratch))
+            atomic_store(&job->failed, true);
+    }
+}
+
+static size_t segments_of(const dp_sequence *s, size_t tokens) {
+    return (tokens + s->config.segment_tokens - 1) / s->config.segment_tokens;
+}
+
+/* Room for n more segments in the head's array. */
+static bool reserve_segments(dp_head *head, size_t n) {
+    if (head->n_segments + n <= head->segments_capacity) return true;
+    size_t capacity = 2 * (size_t)head->segments_capacity;
+    if (capacity < head->n_segments + n) capacity = head->n_segments + n;
+    dp_segment *const segments = realloc(head->segments, capacity * sizeof *segments);
+    if (!segments) return false;
+    head->segments = segments;
+    head->segments_capacity = (uint32_t)capacity;
+    return true;
+}
+
+/* Allocates the segments of one head and writes their tasks. */
+static bool plan_head(dp_sequence *s, dp_head *head, uint64_t tail_first, size_t tokens, build_task *tasks,
+                      size_t *n_tasks) {
+    if (!reserve_segments(head, segments_of(s, tokens))) return false;
+    uint32_t segment = head->n_segments;
+    for (size_t first = 0; first < tokens; first += s->config.segment_tokens) {
+        const size_t n = min_size(tokens - first, s->config.segment_tokens);
+        if (!dp_segment_alloc(&head->segments[segment], &s->arenas[head->arena], &s->format, tail_first + first, n,
+                              dp_build_clusters(&s->config, n)))
+            return false;
+        tasks[(*n_tasks)++] = (build_task){.head = head, .segment = segment++, .first_row = first};
+    }
+    return true;
+}
+
+/* Takes the built segments into account and their tokens out of the tail. Where more came at once than decoding
+ * gathers, a prompt has ended: the heads' turns start anew. */
+static void attach(dp_sequence *s, uint32_t layer, uint32_t kv_head, size_t tokens) {
+    dp_head *const head = &s->layers[layer].heads[kv_head];
+    if (!tokens) return;
+    for (size_t i = segments_of(s, tokens); i > 0; i--) head->n_panels += head->segments[head->n_segments++].n_panels;
+    head->clustered += tokens;
+    head->pending_limit = tokens > s->config.pending_tokens ? dp_sequence_first_limit(s, layer, kv_head)
+                                                            : s->config.pending_tokens;
+    dp_rows_drop(&head->tail, &s->format, tokens);
+}
+
+/* Clusters what is due in layers [first, last). Memory that a failed call took stays with the arenas until the
+ * sequence is freed; the tokens stay where they were. */
+static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_fn due, const char *caller) {
+    dp_runtime *const rt = s->runtime;
+    const uint32_t n_heads = s->config.n_kv_heads;
+    size_t n_tasks = 0;
+    for (uint32_t l = first; l < last; l++)
+        for (uint32_t h = 0; h < n_heads; h++) n_tasks += segments_of(s, due(s, &s->layers[l].heads[h]));
+    if (!n_tasks) return DP_OK;
+
+    build_job job = {.sequence = s};
+    const size_t tasks_bytes = (n_tasks * sizeof *job.tasks + 63) & ~(size_t)63;
+    size_t largest = 0;
+    for (uint32_t l = first; l < last; l++)
+        for (uint32_t h = 0; h < n_heads; h++) {
+            const size_t n = min_size(due(s, &s->layers[l].heads[h]), s->config.segment_tokens);
+            if (n > largest) largest = n;
+        }
+    job.scratch_bytes = dp_build_scratch_bytes(s, largest);
+    dp_scratch *const scratch =
+        dp_scratch_acquire(rt, tasks_bytes + job.scratch_bytes * (size_t)rt->n_threads);
+    if (!scratch) return dp_fail(rt, DP_ERR_NO_MEMORY, "%s: no memory to cluster %zu tokens", caller, largest);
+    job.tasks = dp_scratch_take(scratch, tasks_bytes);
+    job.scratch = dp_scratch_take(scratch, job.scratch_bytes * (size_t)rt->n_threads);
+
+    bool ok = true;
+    for (uint32_t l = first; l < last && ok; l++)
+        for (uint32_t h = 0; h < n_heads && ok; h++) {
+            dp_head *const head = &s->layers[l].heads[h];
+            ok = plan_head(s, head, s->layers[l].n_tokens - head->tail.n, due(s, head), job.tasks, &job.n_tasks);
+        }
+    if (ok) dp_team_run(rt, build_worker, &job);
+    dp_scratch_release(rt, scratch);
+    if (!ok) return dp_fail(rt, DP_ERR_NO_MEMORY, "%s: no memory for the index", caller);
+    if (job.failed) return dp_fail(rt, DP_ERR_SYSTEM, "%s: oneDNN could not multiply matrices", caller);
+    for (uint32_t l = first; l < last; l++)
+        for (uint32_t h = 0; h < n_heads; h++) attach(s, l, h, due(s, &s->layers[l].heads[h]));
+    return DP_OK;
+}
+
+/* ---- Appending ---- */
+
+/* Rows that a head's tail holds at most while decoding. */
+static size_t decode_capacity(const dp_sequence *s) {
+    return (size_t)s->config.pending_tokens + s->config.window + PROMPT_CHUNK;
+}
+
+/* Makes room for n more rows, doubling up to what is ever needed; gives a prompt's room back once decoding. */
+static bool reserve_tail(dp_sequence *s, dp_head *head, size_t n) {
+    dp_rows *const tail = &head->tail;
+    const size_t needed = tail->n + n;
+    const size_t most = n < PROMPT_CHUNK ? decode_capacity(s) : s->config.segment_tokens + s->config.window + n;
+    size_t capacity = tail->capacity;
+    if (needed > capacity) {
+        capacity = min_size(2 * capacity, most);
+        if (capacity < needed) capacity = needed;
+    } else if (capacity > 2 * most && needed <= most) {
+        capacity = most;
+    } else {
+        return true;
+    }
+    return dp_rows_resize(tail, s->runtime, &s->format, capacity, dp_sequence_node(s, head->arena));
+}
+
+/* How many of n new tokens still belong to the sink. */
+static size_t sink_share(const dp_sequence *s, const dp_head *head, size_t n) {
+    return head->sink.n < s->config.sink ? min_size(n, s->config.sink - head->sink.n) : 0;
+}
+
+dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float *k, size_t k_stride, const float *v,
+                    size_t v_stride) {
+    if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_append: sequence is NULL");
+    dp_runtime *const rt = s->runtime;
+    const dp_sequence_config *const c = &s->config;
+    if (layer >= c->n_layers)
+        return dp_fail(rt, DP_ERR_INVALID, "dp_append: layer %u of %u", layer, c->n_layers);
+    if (!n_tokens || !k || !v)
+        return dp_fail(rt, DP_ERR_INVALID, "dp_append: %s", !n_tokens ? "n_tokens is 0" : "k or v is NULL");
+    if (!k_stride) k_stride = (size_t)c->n_kv_heads * c->key_dim;
+    if (!v_stride) v_stride = (size_t)c->n_kv_heads * c->value_dim;
+    if (k_stride < (size_t)c->n_kv_heads * c->key_dim || v_stride < (size_t)c->n_kv_heads * c->value_dim)
+        return dp_fail(rt, DP_ERR_INVALID, "dp_append: strides %zu and %zu are shorter than a token", k_stride, v_stride);
+    dp_layer *const l = &s->layers[layer];
+    if (n_tokens > UINT32_MAX - l->n_tokens)
+        return dp_fail(rt, DP_ERR_INVALID, "dp_append: %zu tokens on top of %llu are too many", n_tokens,
+                       (unsigned long long)l->n_tokens);
+
+    const bool prompt = n_tokens >= PROMPT_CHUNK;
+    const dp_status status = cluster_due(s, layer, layer + 1, prompt ? due_whole_segments : due_over_limit, "dp_append");
+    if (status) return status;
+    for (uint32_t h = 0; h < c->n_kv_heads; h++) {
+        dp_head *const head = &l->heads[h];
+        const size_t to_sink = sink_share(s, head, n_tokens);
+        if ((to_sink && !dp_rows_resize(&head->sink, rt, &s->format, c->sink, dp_sequence_node(s, head->arena))) ||
+            !reserve_tail(s, head, n_tokens - to_sink))
+            return dp_fail(rt, DP_ERR_NO_MEMORY, "dp_append: no memory for %zu tokens", n_tokens);
+    }
+    for (uint32_t h = 0; h < c->n_kv_heads; h++) {
+        dp_head *const head = &l->heads[h];
+        const size_t to_sink = sink_share(s, head, n_tokens);
+        const float *const kh = k + h * s->format.key_dim, *const vh = v + h * s->format.value_dim;
+        dp_rows_append(&head->sink, &rt->kernels, &s->format, kh, k_stride, vh, v_stride, to_sink);
+        dp_rows_append(&head->tail, &rt->kernels, &s->format, kh + to_sink * k_stride, k_stride,
+                       vh + to_sink * v_stride, v_stride, n_tokens - to_sink);
+    }
+    l->n_tokens += n_tokens;
+    l->last_append = n_tokens;
+    return DP_OK;
+}
+
+dp_status dp_build_index(dp_sequence *s, uint32_t layer) {
+    if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_build_index: sequence is NULL");
+    const uint32_t n_layers = s->config.n_layers;
+    if (layer != DP_ALL_LAYERS && layer >= n_layers)
+        return dp_fail(s->runtime, DP_ERR_INVALID, "dp_build_index: layer %u of %u", layer, n_layers);
+    const uint32_t first = layer == DP_ALL_LAYERS ? 0 : layer, last = layer == DP_ALL_LAYERS ? n_layers : layer + 1;
+    const dp_status status = cluster_due(s, first, last, due_all, "dp_build_index");
+    if (status) return status;
+    for (uint32_t l = first; l < last; l++)
+        for (uint32_t h = 0; h < s->config.n_kv_heads; h++) {
+            dp_head *const head = &s->layers[l].heads[h];
+            head->pending_limit = dp_sequence_first_limit(s, l, h);
+            if (head->tail.capacity > 2 * decode_capacity(s)) /* a prompt's room is not needed any more */
+                (void)dp_rows_resize(&head->tail, s->runtime, &s->format, decode_capacity(s),
+                                     dp_sequence_node(s, head->arena));
+        }
+    return DP_OK;
+}

@@ -1,0 +1,19 @@
+/* Building a segment: clustering, outliers, statistics, rows in cluster order. */
+#ifndef DP_INDEX_BUILD_H
+#define DP_INDEX_BUILD_H
+
+#include "kv/sequence.h"
+#include "memory/scratch.h"
+
+/* Clusters for n tokens, single tokens included. */
+size_t dp_build_clusters(const dp_sequence_config *config, size_t n_tokens);
+
+/* Bytes of scratch that dp_build_segment needs for up to n_tokens. */
+size_t dp_build_scratch_bytes(const dp_sequence *sequence, size_t n_tokens);
+
+/* Fills a segment that was allocated for its tokens with dp_build_clusters clusters (it may end with fewer) from rows
+ * in token order, k and v at the segment's first token. Runs on the calling thread. False where oneDNN fails. */
+bool dp_build_segment(const dp_sequence *sequence, dp_segment *segment, const char *k, const char *v,
+                      dp_scratch *scratch);
+
+#endif

@@ -1,0 +1,38 @@
+/* Rows in token order: the keys and values of one KV head that are not clustered (sink, window, pending). */
+#ifndef DP_KV_ROWS_H
+#define DP_KV_ROWS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "doublep/doublep.h"
+#include "simd/kernels.h"
+
+/* How the rows of a sequence look. */
+typedef struct dp_row_format {
+    dp_type type;
+    size_t key_dim, value_dim;     /* elements */
+    size_t key_bytes, value_bytes; /* of a row */
+} dp_row_format;
+
+size_t dp_type_bytes(dp_type type);
+
+typedef struct dp_rows {
+    char *k, *v; /* [n] rows each */
+    size_t n, capacity;
+    size_t bytes; /* taken from the system */
+} dp_rows;
+
+/* Makes room for `capacity` rows; a capacity below the present one gives memory back. Returns false and changes
+ * nothing where there is no memory. */
+bool dp_rows_resize(dp_rows *rows, const dp_runtime *runtime, const dp_row_format *format, size_t capacity, int node);
+void dp_rows_free(dp_rows *rows);
+
+/* Appends n rows; there must be room. Strides in floats. */
+void dp_rows_append(dp_rows *rows, const dp_kernels *kernels, const dp_row_format *format, const float *k,
+                    size_t k_stride, const float *v, size_t v_stride, size_t n);
+
+/* Drops the first n rows. */
+void dp_rows_drop(dp_rows *rows, const dp_row_format *format, size_t n);
+
+#endif

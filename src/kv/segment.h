@@ -1,0 +1,48 @@
+/* A segment: a run of consecutive tokens of one KV head in cluster order, with its part of the index. Immutable once
+ * built. A cluster's keys and values are one contiguous run: [size] keys, then [size] values, clusters one after the
+ * other, so that reading a cluster is a sequential read. */
+#ifndef DP_KV_SEGMENT_H
+#define DP_KV_SEGMENT_H
+
+#include <stdint.h>
+
+#include "kv/rows.h"
+#include "memory/arena.h"
+
+typedef struct dp_segment {
+    uint64_t first_token;
+    uint32_t n_tokens;
+    uint32_t n_clusters;
+    uint32_t n_panels;     /* of DP_PANEL centroids; the last is padded with clusters of size 0 */
+    float *mean_key;       /* [key_dim], of the segment's tokens: the centroids' origin */
+    uint16_t *panels;      /* bf16 centroids less mean_key, laid out as score_panels wants them */
+    float *size;           /* [n_panels * DP_PANEL] tokens in the cluster */
+    float *spread;         /* [n_panels * DP_PANEL] dispersion: mean over tokens and dimensions of (k - centroid)^2 */
+    uint16_t *mean_values; /* bf16 [n_clusters][value_dim] */
+    uint32_t *offset;      /* [n_clusters + 1] first row of the cluster, in rows of the segment */
+    uint16_t *token;       /* [n_tokens] token number less first_token, in cluster order */
+    char *rows;            /* the clusters' runs */
+} dp_segment;
+
+/* Bytes of the index (all but rows) and of the rows. */
+size_t dp_segment_index_bytes(const dp_row_format *format, size_t n_tokens, size_t n_clusters);
+size_t dp_segment_row_bytes(const dp_row_format *format, size_t n_tokens);
+
+/* A segment with room for n_tokens in n_clusters, from the arena; false where there is no memory. */
+bool dp_segment_alloc(dp_segment *segment, dp_arena *arena, const dp_row_format *format, uint64_t first_token,
+                      size_t n_tokens, size_t n_clusters);
+
+static inline uint32_t dp_segment_size(const dp_segment *s, uint32_t cluster) {
+    return s->offset[cluster + 1] - s->offset[cluster];
+}
+
+/* Keys of a cluster; its values follow. */
+static inline const char *dp_segment_keys(const dp_segment *s, const dp_row_format *f, uint32_t cluster) {
+    return s->rows + s->offset[cluster] * (f->key_bytes + f->value_bytes);
+}
+
+static inline const char *dp_segment_values(const dp_segment *s, const dp_row_format *f, uint32_t cluster) {
+    return dp_segment_keys(s, f, cluster) + dp_segment_size(s, cluster) * f->key_bytes;
+}
+
+#endif

@@ -1,0 +1,56 @@
+/* mmap, madvise and hwloc's memory policy. */
+#include "memory/pages.h"
+
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "runtime/runtime.h"
+
+size_t dp_huge_page_bytes(void) {
+    char text[128] = "";
+    FILE *f = fopen("/sys/kernel/mm/transparent_hugepage/enabled", "r");
+    if (!f) return 0;
+    const size_t n = fread(text, 1, sizeof text - 1, f);
+    fclose(f);
+    text[n] = '\0';
+    if (!n || strstr(text, "[never]")) return 0;
+    unsigned long bytes = 0;
+    f = fopen("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", "r");
+    if (!f) return 0;
+    if (fscanf(f, "%lu", &bytes) != 1) bytes = 0;
+    fclose(f);
+    return bytes;
+}
+
+/* Small requests stay on ordinary pages: rounding them up to a huge page would waste more than it saves. */
+static size_t page_bytes(const dp_runtime *rt, size_t bytes) {
+    return rt->huge_page && bytes >= rt->huge_page / 2 ? rt->huge_page : (size_t)sysconf(_SC_PAGESIZE);
+}
+
+size_t dp_pages_round(const dp_runtime *rt, size_t bytes) {
+    const size_t page = page_bytes(rt, bytes);
+    return bytes > SIZE_MAX - page ? 0 : (bytes + page - 1) / page * page;
+}
+
+void *dp_pages_alloc(const dp_runtime *rt, size_t bytes, int node) {
+    const size_t page = page_bytes(rt, bytes);
+    if (!bytes || bytes > SIZE_MAX - page) return NULL;
+    /* Over-allocate by a page and give the ends back, so that the area starts on a page boundary. */
+    const size_t whole = bytes + page;
+    char *const mapped = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) return NULL;
+    char *const start = (char *)(((uintptr_t)mapped + page - 1) / page * page);
+    const size_t before = (size_t)(start - mapped), after = whole - before - bytes;
+    if (before) munmap(mapped, before);
+    if (after) munmap(start + bytes, after);
+    if (page == rt->huge_page) (void)madvise(start, bytes, MADV_HUGEPAGE);
+    if (node != DP_NODE_ANY) (void)dp_topology_place(&rt->topology, start, bytes, node);
+    return start;
+}
+
+void dp_pages_free(void *pages, size_t bytes) {
+    if (pages) munmap(pages, bytes);
+}

@@ -1,0 +1,22 @@
+/* Whole pages from the system: aligned, zeroed, on huge pages where wanted, bound to a NUMA node where wanted. */
+#ifndef DP_MEMORY_PAGES_H
+#define DP_MEMORY_PAGES_H
+
+#include <stddef.h>
+
+#include "doublep/doublep.h"
+
+/* NUMA node to bind to, or: */
+enum { DP_NODE_INTERLEAVED = -1, DP_NODE_ANY = -2 };
+
+/* Size of a transparent huge page, 0 where the kernel gives none to madvise. */
+size_t dp_huge_page_bytes(void);
+
+/* bytes rounded up to the page size that dp_pages_alloc works in for this runtime and size. */
+size_t dp_pages_round(const dp_runtime *runtime, size_t bytes);
+
+/* NULL where there is no memory. bytes must come from dp_pages_round. */
+void *dp_pages_alloc(const dp_runtime *runtime, size_t bytes, int node);
+void dp_pages_free(void *pages, size_t bytes);
+
+#endif

@@ -1,0 +1,42 @@
+/* The OpenMP team and its pinning. Workers (not the calling thread) are bound when they first serve the runtime. */
+#include "runtime/team.h"
+
+#include <omp.h>
+
+#include "runtime/runtime.h"
+
+static _Thread_local uint64_t bound_for; /* id of the runtime that this thread is bound for, 0: not bound by us */
+
+static void bind_worker(const dp_runtime *rt, int thread) {
+    if (rt->config.pinning == DP_PIN_OFF || thread == 0 || bound_for == rt->id) return;
+    const int core = dp_topology_core(&rt->topology, rt->config.pinning, thread, rt->n_threads);
+    (void)dp_topology_bind(&rt->topology, core); /* a refusal costs speed, not correctness */
+    bound_for = rt->id;
+}
+
+void dp_team_run(const dp_runtime *rt, dp_team_fn fn, void *argument) {
+#pragma omp parallel num_threads(rt->n_threads)
+    {
+        /* In a team of one omp_in_parallel() is false, and oneDNN would start a team of its own: results would then
+         * depend on the number of threads. The setting belongs to this task alone and ends with the region. */
+        omp_set_num_threads(1);
+        const int thread = omp_get_thread_num();
+        bind_worker(rt, thread);
+        fn(argument, thread, omp_get_num_threads());
+    }
+}
+
+void dp_team_unbind(const dp_runtime *rt) {
+    if (rt->config.pinning == DP_PIN_OFF) return;
+#pragma omp parallel num_threads(rt->n_threads)
+    if (bound_for == rt->id) {
+        (void)dp_topology_unbind(&rt->topology);
+        bound_for = 0;
+    }
+}
+
+int dp_team_node(const dp_runtime *rt, int thread, int n_threads) {
+    if (rt->config.pinning == DP_PIN_OFF) return (int)((int64_t)thread * rt->topology.n_nodes / n_threads);
+    return dp_topology_node_of_core(&rt->topology,
+                                    dp_topology_core(&rt->topology, rt->config.pinning, thread, rt->n_threads));
+}

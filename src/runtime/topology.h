@@ -1,0 +1,33 @@
+/* What hwloc knows of the machine: cores and NUMA nodes of the process's cpuset, caches, placement of threads and
+ * memory. With a synthetic topology (HWLOC_SYNTHETIC) placement is computed but never applied. */
+#ifndef DP_RUNTIME_TOPOLOGY_H
+#define DP_RUNTIME_TOPOLOGY_H
+
+#include <hwloc.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "doublep/doublep.h"
+
+typedef struct dp_topology {
+    hwloc_topology_t hwloc;
+    int n_cores, n_pus, n_nodes;
+    uint64_t l1d_bytes, l2_bytes, l3_bytes;
+} dp_topology;
+
+/* Returns 0, or -1 where hwloc fails. */
+int dp_topology_init(dp_topology *topology);
+void dp_topology_free(dp_topology *topology);
+
+/* The core (logical index) that thread i of n takes, and the NUMA node (logical index) of that core. */
+int dp_topology_core(const dp_topology *topology, dp_pinning pinning, int thread, int n_threads);
+int dp_topology_node_of_core(const dp_topology *topology, int core);
+
+/* Binds the calling thread to a core; dp_topology_unbind gives it the process's whole cpuset. Returns 0 or -1. */
+int dp_topology_bind(const dp_topology *topology, int core);
+int dp_topology_unbind(const dp_topology *topology);
+
+/* Sets the memory policy of an address range: one node, or all (node < 0: interleaved). Returns 0 or -1. */
+int dp_topology_place(const dp_topology *topology, void *address, size_t bytes, int node);
+
+#endif
