@@ -15,7 +15,10 @@
 
 #include "doublep/types.h"
 
-enum { DP_PANEL = 16 }; /* clusters in a centroid panel, on every ISA: the layout in memory does not depend on the ISA */
+enum {
+    DP_PANEL = 16,    /* clusters in a centroid panel, on every ISA: the layout in memory does not depend on the ISA */
+    DP_MAX_DIM = 512, /* largest d of key_logits */
+};
 
 /* dst[i] = src[i] in another type. To f16 and bf16: round to nearest even, overflow to Inf, NaN stays NaN (quiet),
  * denormals are kept in both directions. */
@@ -31,11 +34,11 @@ typedef void (*dp_score_panels_fn)(const float *q, size_t heads, size_t d, const
 
 /* out[h * out_stride + i] = scale * sum_j q[h * d + j] * row(i)[j], h < heads, i < n.
  * row(i) = rows + (index ? index[i] : i) * stride elements of the table slot's type; stride >= d.
- * d: a multiple of 8. */
+ * d: a multiple of 8, at most DP_MAX_DIM. */
 typedef void (*dp_key_logits_fn)(const float *q, size_t heads, size_t d, const void *rows, size_t stride,
                                  const uint32_t *index, size_t n, float scale, float *out, size_t out_stride);
 
-/* acc[h * d + j] += sum_i w[h * w_stride + i] * row(i)[j], h < heads, j < d; rows and d as in key_logits. */
+/* acc[h * d + j] += sum_i w[h * w_stride + i] * row(i)[j], h < heads, j < d; rows as in key_logits; d: a multiple of 8. */
 typedef void (*dp_weighted_values_fn)(const float *w, size_t w_stride, size_t heads, const void *rows, size_t stride,
                                       const uint32_t *index, size_t n, size_t d, float *acc);
 
@@ -56,7 +59,7 @@ typedef float (*dp_cluster_logits_fn)(float *x, const float *size, const float *
  *   rank[i]  = size[i] * y^2 * min(expm1(variance * spread[i]), 1e30)  expected squared error per token refined
  *   error[i] = size[i] * rank[i]                                  expected squared error of leaving it approximated
  * rank and error are capped at FLT_MAX: no overflow to Inf for finite input with x[i] <= max. (Their sum can overflow.)
- * size[i] = 0 gives three zeros. sums[0] = sum of mass, sums[1] = sum of error. Relative error of expm1 at most 1e-5
+ * Below y = 2^-60 rank and error may be 0. size[i] = 0 gives three zeros. sums[0] = sum of mass, sums[1] = sum of error. Relative error of expm1 at most 1e-5
  * (absolute 1e-7 for small arguments will do). variance >= 0, spread >= 0. */
 typedef void (*dp_cluster_mass_fn)(const float *x, const float *size, const float *spread, size_t n, float max,
                                    float variance, float *mass, float *error, float *rank, float sums[2]);
@@ -64,7 +67,7 @@ typedef void (*dp_cluster_mass_fn)(const float *x, const float *size, const floa
 /* Sum of value[i] over all i with !(rank[i] < threshold): a NaN rank counts. */
 typedef float (*dp_sum_at_least_fn)(const float *rank, const float *value, size_t n, float threshold);
 
-/* Index of the largest dot[i] - half_norm[i]; the lowest such index; NaN differences lose; 0 when all are NaN. n >= 1.
+/* Index of the largest dot[i] - half_norm[i]; the lowest such index; NaN differences lose; 0 when all are NaN or -Inf.
  * Nearest centroid by squared distance: half_norm = |c|^2 / 2. *best receives the largest difference (-Inf if none). */
 typedef size_t (*dp_nearest_fn)(const float *dot, const float *half_norm, size_t n, float *best);
 

@@ -1,0 +1,114 @@
+/* AVX-512 stage 1 and nearest centroid: estimated logits and masses of clusters, and the sums that selection bisects. */
+#include "avx512.h"
+
+#include <float.h>
+
+static float cluster_logits(float *x, const float *size, const float *spread, size_t n, float base, float scale,
+                            float half)
+{
+    const __m512 lowest = _mm512_set1_ps(-INFINITY), offset = _mm512_set1_ps(base), factor = _mm512_set1_ps(scale),
+                 spread_factor = _mm512_set1_ps(half);
+    __m512 largest = lowest;
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 mask = dp_mask16(n - i);
+        const __mmask16 real = _mm512_mask_cmp_ps_mask(mask, _mm512_maskz_loadu_ps(mask, size + i),
+                                                       _mm512_setzero_ps(), _CMP_GT_OQ);
+        const __m512 score = _mm512_fmadd_ps(factor, _mm512_maskz_loadu_ps(mask, x + i), offset);
+        const __m512 logit = _mm512_fmadd_ps(spread_factor, _mm512_maskz_loadu_ps(mask, spread + i), score);
+        const __m512 kept = _mm512_mask_mov_ps(lowest, real, logit);
+        _mm512_mask_storeu_ps(x + i, mask, kept);
+        largest = _mm512_max_ps(kept, largest); /* the second operand where the first is NaN */
+    }
+    return _mm512_reduce_max_ps(largest);
+}
+
+/* min(expm1(x), 1e30) for x >= 0; NaN stays. */
+DP_INLINE __m512 capped_expm1(__m512 x)
+{
+    const __m512 one = _mm512_set1_ps(1);
+    const dp_exp_parts parts = dp_exp_split(_mm512_min_ps(_mm512_set1_ps(80), x)); /* exp(80) is above the cap */
+    const __m512 power = _mm512_scalef_ps(one, parts.n);
+    const __m512 result = _mm512_fmadd_ps(power, parts.tail, _mm512_sub_ps(power, one));
+    return _mm512_min_ps(_mm512_set1_ps(1e30f), result);
+}
+
+static void cluster_mass(const float *x, const float *size, const float *spread, size_t n, float max, float variance,
+                         float *mass, float *error, float *rank, float sums[2])
+{
+    const __m512 origin = _mm512_set1_ps(max == -INFINITY ? 0 : max), factor = _mm512_set1_ps(variance),
+                 bound = _mm512_set1_ps(FLT_MAX);
+    __m512 mass_sum = _mm512_setzero_ps(), error_sum = _mm512_setzero_ps();
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 mask = dp_mask16(n - i);
+        const __m512 s = _mm512_maskz_loadu_ps(mask, size + i);
+        const __mmask16 real = _mm512_mask_cmp_ps_mask(mask, s, _mm512_setzero_ps(), _CMP_GT_OQ);
+        const __m512 y = dp_exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + i), origin));
+        const __m512 m = _mm512_maskz_mul_ps(real, s, y);
+        const __m512 growth = capped_expm1(_mm512_mul_ps(factor, _mm512_maskz_loadu_ps(mask, spread + i)));
+        /* y^2 of tiny y would be denormal, which costs more than a hundred cycles; it counts for nothing */
+        const __mmask16 counts = _mm512_mask_cmp_ps_mask(real, y, _mm512_set1_ps(0x1p-60f), _CMP_NLT_UQ);
+        const __m512 square = _mm512_maskz_mul_ps(counts, m, y);
+        const __m512 r = _mm512_maskz_min_ps(real, bound, _mm512_mul_ps(square, growth));
+        const __m512 e = _mm512_maskz_min_ps(real, bound, _mm512_mul_ps(s, r));
+        _mm512_mask_storeu_ps(mass + i, mask, m);
+        _mm512_mask_storeu_ps(rank + i, mask, r);
+        _mm512_mask_storeu_ps(error + i, mask, e);
+        mass_sum = _mm512_add_ps(mass_sum, m);
+        error_sum = _mm512_add_ps(error_sum, e);
+    }
+    sums[0] = _mm512_reduce_add_ps(mass_sum);
+    sums[1] = _mm512_reduce_add_ps(error_sum);
+}
+
+static float sum_at_least(const float *rank, const float *value, size_t n, float threshold)
+{
+    const __m512 bound = _mm512_set1_ps(threshold);
+    __m512 sum[4];
+    DP_UNROLL
+    for (size_t v = 0; v < 4; v++)
+        sum[v] = _mm512_setzero_ps();
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        DP_UNROLL
+        for (size_t v = 0; v < 4; v++) {
+            const __mmask16 kept = _mm512_cmp_ps_mask(_mm512_loadu_ps(rank + i + 16 * v), bound, _CMP_NLT_UQ);
+            sum[v] = _mm512_mask_add_ps(sum[v], kept, sum[v], _mm512_loadu_ps(value + i + 16 * v));
+        }
+    }
+    for (; i < n; i += 16) {
+        const __mmask16 mask = dp_mask16(n - i);
+        const __mmask16 kept = _mm512_mask_cmp_ps_mask(mask, _mm512_maskz_loadu_ps(mask, rank + i), bound, _CMP_NLT_UQ);
+        sum[0] = _mm512_add_ps(sum[0], _mm512_maskz_loadu_ps(kept, value + i));
+    }
+    return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
+}
+
+static size_t nearest(const float *dot, const float *half_norm, size_t n, float *best)
+{
+    const __m512i step = _mm512_set1_epi32(16);
+    __m512i position = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512i winner = _mm512_setzero_si512();
+    __m512 largest = _mm512_set1_ps(-INFINITY);
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 mask = dp_mask16(n - i);
+        const __m512 difference = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, dot + i),
+                                                _mm512_maskz_loadu_ps(mask, half_norm + i));
+        const __mmask16 better = _mm512_mask_cmp_ps_mask(mask, difference, largest, _CMP_GT_OQ);
+        largest = _mm512_mask_mov_ps(largest, better, difference);
+        winner = _mm512_mask_mov_epi32(winner, better, position);
+        position = _mm512_add_epi32(position, step);
+    }
+    *best = _mm512_reduce_max_ps(largest);
+    if (*best == -INFINITY)
+        return 0;
+    const __mmask16 ties = _mm512_cmp_ps_mask(largest, _mm512_set1_ps(*best), _CMP_EQ_OQ);
+    return _mm512_mask_reduce_min_epu32(ties, winner);
+}
+
+void dp_avx512_init_select(dp_kernels *k)
+{
+    k->cluster_logits = cluster_logits;
+    k->cluster_mass = cluster_mass;
+    k->sum_at_least = sum_at_least;
+    k->nearest = nearest;
+}

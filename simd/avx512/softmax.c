@@ -1,0 +1,50 @@
+/* AVX-512 softmax: the maximum, and exponentials with their sum. */
+#include "avx512.h"
+
+static float max_of(const float *x, size_t n)
+{
+    __m512 largest[4];
+    DP_UNROLL
+    for (size_t v = 0; v < 4; v++)
+        largest[v] = _mm512_set1_ps(-INFINITY);
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        DP_UNROLL
+        for (size_t v = 0; v < 4; v++) /* max(a, b) is b where a is NaN: NaN are passed over */
+            largest[v] = _mm512_max_ps(_mm512_loadu_ps(x + i + 16 * v), largest[v]);
+    }
+    for (; i < n; i += 16) {
+        const __mmask16 mask = dp_mask16(n - i);
+        largest[0] = _mm512_mask_max_ps(largest[0], mask, _mm512_maskz_loadu_ps(mask, x + i), largest[0]);
+    }
+    return _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(largest[0], largest[1]),
+                                              _mm512_max_ps(largest[2], largest[3])));
+}
+
+static float exp_sum(float *x, size_t n, float max)
+{
+    const __m512 origin = _mm512_set1_ps(max == -INFINITY ? 0 : max);
+    __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        DP_UNROLL
+        for (size_t v = 0; v < 2; v++) {
+            const __m512 y = dp_exp(_mm512_sub_ps(_mm512_loadu_ps(x + i + 16 * v), origin));
+            _mm512_storeu_ps(x + i + 16 * v, y);
+            sum[v] = _mm512_add_ps(sum[v], y);
+        }
+    }
+    for (; i < n; i += 16) {
+        const __mmask16 mask = dp_mask16(n - i);
+        const __m512 y = dp_exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + i), origin));
+        _mm512_mask_storeu_ps(x + i, mask, y);
+        sum[0] = _mm512_mask_add_ps(sum[0], mask, sum[0], y);
+    }
+    return _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1]));
+}
+
+void dp_avx512_init_softmax(dp_kernels *k)
+{
+    k->max = max_of;
+    k->exp_sum = exp_sum;
+}
