@@ -167,6 +167,11 @@ dp_runtime *model_context_runtime(const model_context *context)
     return context->runtime;
 }
 
+uint32_t model_context_n_sequences(const model_context *context)
+{
+    return context->config.n_sequences;
+}
+
 dp_sequence *model_context_sequence(const model_context *context, uint32_t i)
 {
     return context->sequences[i];

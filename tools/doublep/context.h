@@ -63,6 +63,7 @@ bool model_context_reset(model_context *context, char *error, size_t error_size)
 
 const model *model_context_model(const model_context *context);
 dp_runtime *model_context_runtime(const model_context *context);
+uint32_t model_context_n_sequences(const model_context *context);
 dp_sequence *model_context_sequence(const model_context *context, uint32_t i);
 uint64_t model_context_tokens(const model_context *context, uint32_t i);
 
