@@ -247,8 +247,7 @@ static bool q8_0_from_f32(const float *src, size_t n, uint8_t *dst)
         const float scale = largest / 127.0f;
         const uint16_t half = f32_to_f16(scale);
         if (!finite || half >= 0x7c00u) return false;
-        /* A scale that f16 cannot tell from zero gives zeros; its inverse could overflow. */
-        const float inverse = half ? 1.0f / scale : 0.0f;
+        const float inverse = scale >= 0x1p-126f ? 1.0f / scale : 0.0f; /* denormals: it could overflow; f16 has 0 */
         memcpy(dst, &half, sizeof half);
         for (int i = 0; i < 32; i++) dst[2 + i] = (uint8_t)(int8_t)roundf(src[i] * inverse);
     }
@@ -266,6 +265,7 @@ bool quant_from_f32(quant_type type, const float *src, size_t n, void *dst)
     case QUANT_BF16:
         for (size_t i = 0; i < n; i++) {
             const uint16_t half = type == QUANT_F16 ? f32_to_f16(src[i]) : f32_to_bf16(src[i]);
+            if (type == QUANT_F16 && (half & 0x7fffu) == 0x7c00u && isfinite(src[i])) return false;
             memcpy(bytes + 2 * i, &half, sizeof half);
         }
         return true;

@@ -34,7 +34,7 @@ const quant_layout *quant_get_layout(uint32_t type);
 void quant_to_f32(quant_type type, const void *src, size_t n, float *dst);
 
 /* The inverse for F32, F16, BF16 (round to nearest even) and Q8_0 (scale max/127 kept as f16). False for other types,
- * and where Q8_0 cannot hold the values: NaN, Inf, or a scale beyond f16. */
+ * and where the type cannot hold the values: finite ones beyond F16; for Q8_0 also NaN and Inf. */
 bool quant_from_f32(quant_type type, const float *src, size_t n, void *dst);
 
 #endif
