@@ -202,7 +202,7 @@ static bool compare_all(const compare_options *o, model_context *context, const 
         done = compare_one(o, context, &list->records[i], &t, results, error, error_size);
     if (done && results) {
         json_t *const object = json_pack("{s:O, s:o}", "results", results, "total", totals_json(&t));
-        if (!object || json_dumpf(object, stdout, JSON_INDENT(2)) != 0) {
+        if (!object || json_dumpf(object, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(12)) != 0) {
             snprintf(error, error_size, "the JSON object could not be written");
             done = false;
         }

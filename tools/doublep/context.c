@@ -96,8 +96,9 @@ bool model_context_reset(model_context *context, char *error, size_t error_size)
 {
     for (uint32_t i = 0; i < context->config.n_sequences; i++) {
         dp_sequence_free(context->sequences[i]);
-        const dp_status status =
-            dp_sequence_create(context->runtime, &context->config.sequences[i], &context->sequences[i]);
+        dp_status status = dp_sequence_create(context->runtime, &context->config.sequences[i], &context->sequences[i]);
+        for (uint32_t l = 0; context->config.dense[i] && status == DP_OK && l < context->m->shape.n_layers; l++)
+            status = dp_sequence_set_dense(context->sequences[i], l, 1);
         if (status != DP_OK)
             return library_failed(context, status, error, error_size);
     }

@@ -161,7 +161,7 @@ static int print_json(const info_options *o, const facts *f)
         json_object_set_new(object, "f32_flops_per_s_1_thread", json_real(f->measured.peak_one));
         json_object_set_new(object, "f32_flops_per_s", json_real(f->measured.peak_all));
     }
-    const int status = object ? json_dumpf(object, stdout, JSON_INDENT(2)) : -1;
+    const int status = object ? json_dumpf(object, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(12)) : -1;
     putchar('\n');
     json_decref(object);
     return status == 0 ? 0 : EXIT_RUNTIME;

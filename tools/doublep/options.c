@@ -196,7 +196,7 @@ bool model_options_open(const model_options *options, model **m, model_context *
             sequence->outlier_share = 0;
             sequence->clustering = DP_CLUSTERING_SPHERICAL;
         }
-        session_configure(sequence, &options->methods[i]);
+        config.dense[i] = options->methods[i].params.method == DP_DENSE;
     }
     *context = model_context_create(*m, &config, error, error_size);
     return *context != NULL;

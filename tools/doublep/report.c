@@ -34,10 +34,9 @@ static uint64_t peak_resident_bytes(void)
     return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_maxrss * 1024 : 0;
 }
 
-static double prefill_flops(const report *r)
+static uint64_t prefill_flops(const report *r)
 {
-    const model_counters *const c = &r->prefill->counters;
-    return (double)c->linear_flops + (double)c->attention_flops;
+    return r->prefill->counters.linear_flops + r->prefill->counters.attention_flops;
 }
 
 static dp_runtime_info runtime_info(const report *r)
@@ -115,7 +114,7 @@ void report_table(const report *r, FILE *out)
     const model_counters *const p = &r->prefill->counters;
     fprintf(out, "prefill  %llu tokens in %.2f s: %.0f tokens/s, %.1f GFLOP/s\n", (unsigned long long)p->tokens,
             (double)p->total_ns * 1e-9, per_second((double)p->tokens, p->total_ns),
-            per_second(prefill_flops(r), p->total_ns) * 1e-9);
+            per_second((double)prefill_flops(r), p->total_ns) * 1e-9);
     fprintf(out, "index    %.1f ms after the prompt\n\n", r->prefill->index_ms);
     fprintf(out, "%-34s", "");
     for (size_t i = 0; i < r->options->n_methods; i++)
@@ -156,15 +155,23 @@ static json_t *memory_json(const dp_memory *m)
     return o;
 }
 
+/* The decimal number that was meant: 0.9, not the 0.89999998 that is nearest to it as a float. */
+static json_t *short_real(float x)
+{
+    char text[32];
+    snprintf(text, sizeof(text), "%.7g", (double)x);
+    return json_real(strtod(text, NULL));
+}
+
 static json_t *params_json(const dp_attention_params *p)
 {
     json_t *const o = json_object();
     json_object_set_new(o, "refine", json_string(p->refine == DP_REFINE_TOP_P ? "top-p" : "budget"));
-    json_object_set_new(o, "p1", json_real((double)p->p1));
+    json_object_set_new(o, "p1", short_real(p->p1));
     if (p->refine == DP_REFINE_TOP_P)
-        json_object_set_new(o, "p2", json_real((double)p->p2));
+        json_object_set_new(o, "p2", short_real(p->p2));
     else
-        json_object_set_new(o, "epsilon", json_real((double)p->epsilon));
+        json_object_set_new(o, "epsilon", short_real(p->epsilon));
     return o;
 }
 
@@ -233,8 +240,8 @@ json_t *report_json(const report *r)
     json_object_set_new(o, "prefill_linear_ms", json_real((double)p->linear_ns * 1e-6));
     json_object_set_new(o, "prefill_attention_ms", json_real((double)p->attention_ns * 1e-6));
     json_object_set_new(o, "prefill_append_ms", json_real((double)p->append_ns * 1e-6));
-    json_object_set_new(o, "prefill_flops", json_real(prefill_flops(r)));
-    json_object_set_new(o, "prefill_flops_per_s", json_real(per_second(prefill_flops(r), p->total_ns)));
+    json_object_set_new(o, "prefill_flops", integer(prefill_flops(r)));
+    json_object_set_new(o, "prefill_flops_per_s", json_real(per_second((double)prefill_flops(r), p->total_ns)));
     json_object_set_new(o, "index_ms", json_real(r->prefill->index_ms));
     json_object_set_new(o, "weight_bytes", integer(model_context_model(r->context)->weight_bytes));
     json_object_set_new(o, "peak_resident_bytes", integer(peak_resident_bytes()));

@@ -107,7 +107,7 @@ static int answer(const run_options *o, model_context *context, const session_pr
         object = report_json(&r);
         if (object)
             json_object_set_new(object, "seed", json_integer((json_int_t)o->seed));
-        if (!object || json_dumpf(object, stdout, JSON_INDENT(2)) != 0) {
+        if (!object || json_dumpf(object, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(12)) != 0) {
             snprintf(error, sizeof(error), "the JSON object could not be written");
             done = false;
         }

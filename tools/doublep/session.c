@@ -39,12 +39,6 @@ void session_prompt_free(session_prompt *prompt)
     tokenizer_ids_free(&prompt->tail);
 }
 
-void session_configure(dp_sequence_config *config, const session_method *method)
-{
-    if (method->params.method == DP_DENSE)
-        config->segment_tokens = config->pending_tokens = 65536; /* the most that may wait unclustered */
-}
-
 bool session_prefill(model_context *context, const session_prompt *prompt, const session_method *methods,
                      model_progress_fn progress, void *user, session_prefill_result *result, char *error,
                      size_t error_size)

@@ -58,9 +58,6 @@ bool session_prompt_create(session_prompt *prompt, const tokenizer *t, const cha
                            const char *question, size_t question_length, char *error, size_t error_size);
 void session_prompt_free(session_prompt *prompt);
 
-/* The index settings of sequence i for a method: a dense method needs no index, and its rows stay in token order. */
-void session_configure(dp_sequence_config *config, const session_method *method);
-
 /* Prefill, then the index of each sequence whose method (one per sequence of the context) uses it. */
 bool session_prefill(model_context *context, const session_prompt *prompt, const session_method *methods,
                      model_progress_fn progress, void *user, session_prefill_result *result, char *error,
