@@ -1,0 +1,246 @@
+/* The index: every token in one cluster, statistics as defined, outliers alone, growth with decoding, determinism. */
+#include <math.h>
+#include <string.h>
+
+#include "kv/sequence.h"
+#include "unit.h"
+
+static float bf16(uint16_t bits)
+{
+    const uint32_t wide = (uint32_t)bits << 16;
+    float x;
+    memcpy(&x, &wide, sizeof x);
+    return x;
+}
+
+static dp_sequence *filled(dp_runtime *rt, const cache *c, dp_sequence_config *config, size_t chunk)
+{
+    dp_sequence *s;
+    ck_assert_int_eq(dp_sequence_create(rt, config, &s), DP_OK);
+    append(s, c, 0, c->n_tokens, chunk);
+    ck_assert_int_eq(dp_build_index(s, DP_ALL_LAYERS), DP_OK);
+    return s;
+}
+
+/* Sizes, means, dispersion and rows of every cluster, from the rows themselves in double precision. */
+static void check_segment(const dp_segment *seg, const dp_row_format *f, const cache *c, size_t kv_head, char *seen)
+{
+    double mean[512];
+    uint32_t rows = 0;
+    for (uint32_t cl = 0; cl < seg->n_clusters; cl++) {
+        const uint32_t n = dp_segment_size(seg, cl);
+        ck_assert_uint_gt(n, 0);
+        ck_assert_float_eq(seg->size[cl], (float)n);
+        ck_assert_uint_eq(seg->offset[cl], rows);
+        rows += n;
+        double squares = 0;
+        for (size_t j = 0; j < f->key_dim; j++) {
+            mean[j] = 0;
+            for (uint32_t i = 0; i < n; i++) {
+                const size_t t = seg->first_token + seg->token[seg->offset[cl] + i];
+                const float k = c->k[(t * c->n_kv_heads + kv_head) * c->key_dim + j];
+                ck_assert_float_eq(((const float *)dp_segment_keys(seg, f, cl))[i * f->key_dim + j], k);
+                mean[j] += (double)k / n;
+            }
+            for (uint32_t i = 0; i < n; i++) {
+                const size_t t = seg->first_token + seg->token[seg->offset[cl] + i];
+                const double d = c->k[(t * c->n_kv_heads + kv_head) * c->key_dim + j] - mean[j];
+                squares += d * d;
+            }
+            const uint16_t stored =
+                seg->panels[(cl / DP_PANEL) * DP_PANEL * f->key_dim + j / 2 * 32 + cl % DP_PANEL * 2 + j % 2];
+            const double centred = mean[j] - (double)seg->mean_key[j];
+            ck_assert_double_eq_tol((double)bf16(stored), centred, 0.005 * fabs(centred) + 1e-5);
+        }
+        ck_assert_double_eq_tol((double)seg->spread[cl], squares / n / (double)f->key_dim, 1e-4 * squares + 1e-6);
+        for (size_t j = 0; j < f->value_dim; j++) {
+            double v = 0;
+            for (uint32_t i = 0; i < n; i++) {
+                const size_t t = seg->first_token + seg->token[seg->offset[cl] + i];
+                v += (double)c->v[(t * c->n_kv_heads + kv_head) * c->value_dim + j] / n;
+            }
+            ck_assert_double_eq_tol((double)bf16(seg->mean_values[cl * f->value_dim + j]), v, 0.005 * fabs(v) + 1e-5);
+        }
+        for (uint32_t i = 0; i < n; i++) {
+            const size_t t = seg->first_token + seg->token[seg->offset[cl] + i];
+            ck_assert_int_eq(seen[t], 0);
+            seen[t] = 1;
+        }
+    }
+    ck_assert_uint_eq(rows, seg->n_tokens);
+    for (uint32_t cl = seg->n_clusters; cl < seg->n_panels * DP_PANEL; cl++) {
+        ck_assert_float_eq(seg->size[cl], 0);
+        ck_assert_float_eq(seg->spread[cl], 0);
+    }
+}
+
+START_TEST(statistics_are_as_defined)
+{
+    rng r = {3};
+    cache c = cache_create(&r, 3001, 2, 72, 40, DP_F32);
+    dp_runtime *const rt = runtime_with(2, _i ? DP_ISA_SCALAR : DP_ISA_AUTO);
+    dp_sequence_config config = sequence_config(&c, 4, DP_F32);
+    config.segment_tokens = 1000;
+    dp_sequence *const s = filled(rt, &c, &config, 500);
+    char *const seen = malloc(c.n_tokens);
+    for (size_t h = 0; h < 2; h++) {
+        const dp_head *const head = &s->layers[0].heads[h];
+        memset(seen, 0, c.n_tokens);
+        ck_assert_uint_eq(head->sink.n, 4);
+        ck_assert_uint_eq(head->tail.n, 64);
+        for (uint32_t i = 0; i < head->n_segments; i++)
+            check_segment(&head->segments[i], &s->format, &c, h, seen);
+        for (size_t t = 0; t < c.n_tokens; t++) ck_assert_int_eq(seen[t], t >= 4 && t < c.n_tokens - 64);
+    }
+    float *const k = malloc(c.n_tokens * 72 * sizeof *k), *const v = malloc(c.n_tokens * 40 * sizeof *v);
+    ck_assert_int_eq(dp_sequence_read(s, 0, 1, 0, c.n_tokens, k, v), DP_OK);
+    for (size_t t = 0; t < c.n_tokens; t++) {
+        ck_assert_mem_eq(k + t * 72, c.k + (t * 2 + 1) * 72, 72 * sizeof *k);
+        ck_assert_mem_eq(v + t * 40, c.v + (t * 2 + 1) * 40, 40 * sizeof *v);
+    }
+    free(k), free(v), free(seen);
+    dp_sequence_free(s);
+    dp_runtime_free(rt);
+    cache_free(&c);
+}
+END_TEST
+
+/* A token far from everything must stand alone, or share nothing but with its likes. */
+START_TEST(outliers_stand_alone)
+{
+    rng r = {5};
+    cache c = cache_create(&r, 1068, 1, 64, 64, DP_F32);
+    for (size_t n = 0; n < 5; n++)
+        for (size_t j = 0; j < 64; j++) c.k[(100 + 150 * n) * 64 + j] = 9 * rng_normal(&r);
+    dp_runtime *const rt = runtime_with(1, DP_ISA_AUTO);
+    for (int share = 0; share < 2; share++) {
+        dp_sequence_config config = sequence_config(&c, 1, DP_F32);
+        config.outlier_share = share ? 0.125f : 0;
+        dp_sequence *const s = filled(rt, &c, &config, 1068);
+        const dp_segment *const seg = &s->layers[0].heads[0].segments[0];
+        int alone = 0, singles = 0;
+        for (uint32_t cl = 0; cl < seg->n_clusters; cl++) {
+            if (dp_segment_size(seg, cl) != 1) continue;
+            singles++;
+            ck_assert_float_eq(seg->spread[cl], 0);
+            const uint32_t t = seg->token[seg->offset[cl]] + 4u;
+            alone += t >= 100 && (t - 100) % 150 == 0 && t < 850;
+        }
+        if (share) {
+            ck_assert_int_eq(alone, 5);
+            ck_assert_int_ge(singles, 7); /* 1000 / 16 * 0.125 */
+        }
+        ck_assert_uint_le(seg->n_clusters, 63);
+        dp_sequence_free(s);
+    }
+    dp_runtime_free(rt);
+    cache_free(&c);
+}
+END_TEST
+
+/* One token at a time: heads take turns, the tail stays short, memory stays in bounds, nothing is lost. */
+START_TEST(grows_with_decoding)
+{
+    rng r = {9};
+    cache c = cache_create(&r, 6000, 4, 64, 64, DP_BF16);
+    dp_runtime *const rt = runtime_with(2, DP_ISA_AUTO);
+    dp_sequence_config config = sequence_config(&c, 4, DP_BF16);
+    config.pending_tokens = 512;
+    dp_sequence *s;
+    ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
+    append(s, &c, 0, 2000, 500);
+    ck_assert_int_eq(dp_build_index(s, 0), DP_OK);
+    int most_at_once = 0;
+    for (size_t t = 2000; t < 6000; t++) {
+        uint64_t before[4];
+        for (int h = 0; h < 4; h++) before[h] = s->layers[0].heads[h].clustered;
+        append(s, &c, t, t + 1, 1);
+        int at_once = 0;
+        for (int h = 0; h < 4; h++) {
+            const dp_head *const head = &s->layers[0].heads[h];
+            at_once += head->clustered > before[h];
+            ck_assert_uint_eq(head->sink.n + head->clustered + head->tail.n, t + 1);
+            ck_assert_uint_ge(head->tail.n, 64);
+            ck_assert_uint_le(head->tail.n, 64 + 512 + 1);
+        }
+        if (at_once > most_at_once) most_at_once = at_once;
+    }
+    ck_assert_int_eq(most_at_once, 1);
+    float k[64], v[64];
+    for (size_t t = 0; t < 6000; t += 37) {
+        ck_assert_int_eq(dp_sequence_read(s, 0, 3, t, 1, k, v), DP_OK);
+        ck_assert_mem_eq(k, c.k + (t * 4 + 3) * 64, sizeof k);
+        ck_assert_mem_eq(v, c.v + (t * 4 + 3) * 64, sizeof v);
+    }
+    dp_sequence_free(s);
+    dp_runtime_free(rt);
+    cache_free(&c);
+}
+END_TEST
+
+START_TEST(memory_stays_in_bounds)
+{
+    rng r = {13};
+    cache c = cache_create(&r, 32768, 2, 64, 64, DP_BF16);
+    dp_runtime *const rt = runtime_with(2, DP_ISA_AUTO);
+    dp_sequence_config config = sequence_config(&c, 4, DP_BF16);
+    config.n_layers = 4;
+    config.iterations = 2;
+    dp_sequence *s;
+    ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
+    for (uint32_t l = 0; l < 4; l++)
+        for (size_t t = 0; t < c.n_tokens; t += 512)
+            ck_assert_int_eq(dp_append(s, l, 512, c.k + t * 128, 0, c.v + t * 128, 0), DP_OK);
+    ck_assert_int_eq(dp_build_index(s, DP_ALL_LAYERS), DP_OK);
+    dp_memory m;
+    dp_memory_init(&m);
+    ck_assert_int_eq(dp_sequence_memory(s, &m), DP_OK);
+    ck_assert_uint_eq(m.plain_bytes, 4ull * 32768 * 2 * 256);
+    ck_assert_uint_eq(m.row_bytes, m.plain_bytes);
+    ck_assert_uint_ge(m.reserved_bytes, m.row_bytes + m.index_bytes);
+    ck_assert_double_le((double)m.reserved_bytes / (double)m.plain_bytes, 1.15);
+    dp_sequence_free(s);
+    dp_runtime_free(rt);
+    cache_free(&c);
+}
+END_TEST
+
+/* Equal keys, zero keys, duplicates, a NaN token: clustering must end, lose nothing, and keep the NaN to itself. */
+START_TEST(degenerate_keys)
+{
+    rng r = {17};
+    cache c = cache_create(&r, 700, 1, 64, 64, DP_F32);
+    for (size_t i = 0; i < 700 * 64; i++)
+        c.k[i] = _i == 0 ? 1.5f : _i == 1 ? 0.0f : _i == 2 ? (float)(i / 64 % 3) : c.k[i];
+    if (_i == 3) c.k[333 * 64 + 3] = NAN;
+    if (_i == 4) c.k[333 * 64 + 3] = INFINITY;
+    dp_runtime *const rt = runtime_with(2, DP_ISA_AUTO);
+    dp_sequence_config config = sequence_config(&c, 1, DP_F32);
+    config.clustering = _i % 2 ? DP_CLUSTERING_SPHERICAL : DP_CLUSTERING_L2;
+    dp_sequence *const s = filled(rt, &c, &config, 100);
+    float *const k = malloc(700 * 64 * sizeof *k);
+    ck_assert_int_eq(dp_sequence_read(s, 0, 0, 0, 700, k, NULL), DP_OK);
+    ck_assert_mem_eq(k, c.k, 700 * 64 * sizeof *k);
+    const dp_segment *const seg = &s->layers[0].heads[0].segments[0];
+    for (uint32_t cl = 0; _i >= 3 && cl < seg->n_clusters; cl++)
+        if (!isfinite(seg->spread[cl])) ck_assert_uint_eq(dp_segment_size(seg, cl), 1);
+    free(k);
+    dp_sequence_free(s);
+    dp_runtime_free(rt);
+    cache_free(&c);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *const suite = suite_create("index");
+    TCase *const tc = tcase_create("index");
+    tcase_set_timeout(tc, 120);
+    tcase_add_loop_test(tc, statistics_are_as_defined, 0, 2);
+    tcase_add_test(tc, outliers_stand_alone);
+    tcase_add_test(tc, grows_with_decoding);
+    tcase_add_test(tc, memory_stays_in_bounds);
+    tcase_add_loop_test(tc, degenerate_keys, 0, 5);
+    suite_add_tcase(suite, tc);
+    return run_suite(suite);
+}

@@ -1,0 +1,201 @@
+/* Double-P's selection: what the settings promise, measured against the definition in double precision. */
+#include <math.h>
+#include <string.h>
+
+#include "unit.h"
+
+enum { TOKENS = 8260, DIM = 64 };
+
+typedef struct fixture {
+    cache c;
+    dp_runtime *rt;
+    dp_sequence *s;
+    float q[2 * DIM], ref[2 * DIM], ref_lse[2];
+} fixture;
+
+static fixture open_fixture(uint64_t seed, float outlier_share)
+{
+    fixture f;
+    rng r = {seed};
+    f.c = cache_create(&r, TOKENS, 1, DIM, DIM, DP_F32);
+    f.rt = runtime_with(2, DP_ISA_AUTO);
+    dp_sequence_config config = sequence_config(&f.c, 2, DP_F32);
+    config.outlier_share = outlier_share;
+    ck_assert_int_eq(dp_sequence_create(f.rt, &config, &f.s), DP_OK);
+    append(f.s, &f.c, 0, TOKENS, 500);
+    ck_assert_int_eq(dp_build_index(f.s, 0), DP_OK);
+    make_queries(&r, &f.c, 1, 2, f.q);
+    reference_attention(&f.c, 2, 0.125f, 1, f.q, f.ref, f.ref_lse);
+    return f;
+}
+
+static void close_fixture(fixture *f)
+{
+    dp_sequence_free(f->s);
+    dp_runtime_free(f->rt);
+    cache_free(&f->c);
+}
+
+static double decode_error(fixture *f, const dp_attention_params *params, float *lse, dp_attention_stats *stats)
+{
+    float out[2 * DIM];
+    dp_attention_stats_init(stats);
+    ck_assert_int_eq(dp_decode(f->s, 0, 1, f->q, params, out, lse, stats), DP_OK);
+    ck_assert_uint_eq(stats->bytes, stats->bytes_centroids + stats->bytes_means + stats->bytes_rows);
+    return relative_error(out, f->ref, 2 * DIM);
+}
+
+/* The kept mass, exact where refined, reaches p1 of the whole; what is read grows with p1 and p2. */
+START_TEST(top_p_keeps_the_mass)
+{
+    fixture f = open_fixture((uint64_t)_i + 1, 0.125f);
+    uint64_t bytes = 0, kept = 0;
+    for (int i = 1; i <= 9; i++) {
+        dp_attention_params params;
+        dp_attention_params_init(&params);
+        params.refine = DP_REFINE_TOP_P;
+        params.p1 = 0.1f * (float)i;
+        params.p2 = 0.5f * params.p1;
+        float lse[2];
+        dp_attention_stats stats;
+        decode_error(&f, &params, lse, &stats);
+        for (int h = 0; h < 2; h++) /* estimates are not exact: allow 10 % of the mass */
+            ck_assert_float_ge(lse[h], f.ref_lse[h] + logf(params.p1) - 0.1f);
+        const uint64_t now_kept = stats.clusters_refined + stats.clusters_estimated;
+        ck_assert_uint_ge(now_kept, kept);
+        ck_assert_uint_ge(stats.bytes, bytes);
+        bytes = stats.bytes;
+        kept = now_kept;
+    }
+    close_fixture(&f);
+}
+END_TEST
+
+/* A smaller budget reads more and errs less. */
+START_TEST(budget_trades_bytes_for_error)
+{
+    fixture f = open_fixture((uint64_t)_i + 20, 0.125f);
+    uint64_t bytes = 0;
+    double first = 0, last = 0;
+    static const float epsilons[] = {0.3f, 0.1f, 0.03f, 0.01f, 0.003f, 0};
+    for (int i = 0; i < 6; i++) {
+        dp_attention_params params;
+        dp_attention_params_init(&params);
+        params.p1 = 1;
+        params.epsilon = epsilons[i];
+        float lse[2];
+        dp_attention_stats stats;
+        last = decode_error(&f, &params, lse, &stats);
+        if (i == 0) first = last;
+        ck_assert_uint_ge(stats.bytes_rows, bytes);
+        bytes = stats.bytes_rows;
+    }
+    ck_assert_double_lt(last, 5e-6);
+    ck_assert_double_gt(first, 1e-3);
+    close_fixture(&f);
+}
+END_TEST
+
+/* One token with nearly all the mass, unlike all others: lost in a cluster's mean, found when it stands alone. */
+START_TEST(needle_is_found)
+{
+    fixture f = open_fixture(31, 0.125f);
+    const size_t needle = 4000;
+    rng r = {99};
+    for (int j = 0; j < DIM; j++) f.c.k[needle * DIM + j] = 3 * rng_normal(&r);
+    dp_sequence_free(f.s);
+    dp_sequence_config config = sequence_config(&f.c, 2, DP_F32);
+    ck_assert_int_eq(dp_sequence_create(f.rt, &config, &f.s), DP_OK);
+    append(f.s, &f.c, 0, TOKENS, 500);
+    ck_assert_int_eq(dp_build_index(f.s, 0), DP_OK);
+    for (int j = 0; j < 2 * DIM; j++) f.q[j] = f.c.k[needle * DIM + j % DIM];
+    reference_attention(&f.c, 2, 0.125f, 1, f.q, f.ref, f.ref_lse);
+    dp_attention_params params;
+    dp_attention_params_init(&params);
+    float lse[2];
+    dp_attention_stats stats;
+    ck_assert_double_lt(decode_error(&f, &params, lse, &stats), 0.01);
+    ck_assert_uint_lt(stats.bytes, stats.bytes_dense / 10);
+    close_fixture(&f);
+}
+END_TEST
+
+START_TEST(longer_sink_and_window_are_exact)
+{
+    fixture f = open_fixture(41, 0.125f);
+    dp_attention_params params;
+    dp_attention_params_init(&params);
+    params.p1 = 0;
+    params.epsilon = 1;
+    float lse[2];
+    dp_attention_stats none, forced;
+    decode_error(&f, &params, lse, &none);
+    ck_assert_uint_eq(none.tokens_refined, 0);
+    params.sink = 100;
+    params.window = 600;
+    decode_error(&f, &params, lse, &forced);
+    ck_assert_uint_ge(forced.tokens_refined, 96 + 536);
+    params.sink = params.window = UINT32_MAX;
+    const double error = decode_error(&f, &params, lse, &forced);
+    ck_assert_uint_eq(forced.tokens_refined, TOKENS - 68);
+    ck_assert_double_lt(error, 5e-6);
+    close_fixture(&f);
+}
+END_TEST
+
+START_TEST(options_do_what_they_say)
+{
+    fixture f = open_fixture(51, 0);
+    dp_attention_params params;
+    dp_attention_stats stats, more;
+    float lse[2], with[2];
+    dp_attention_params_init_paper(&params);
+    decode_error(&f, &params, lse, &stats);
+    ck_assert_int_eq(stats.sparse, 1);
+
+    params.p1 = 0.5f; /* the dropped half stays in the denominator: a larger log-sum-exp, near the true one */
+    params.p2 = 0.2f;
+    decode_error(&f, &params, lse, &stats);
+    params.keep_dropped = 1;
+    decode_error(&f, &params, with, &stats);
+    for (int h = 0; h < 2; h++) {
+        ck_assert_float_gt(with[h], lse[h] + 0.3f);
+        ck_assert_float_eq_tol(with[h], f.ref_lse[h], 0.25f);
+    }
+
+    dp_attention_params_init(&params);
+    params.p1 = 0;
+    params.epsilon = 1;
+    params.min_clusters = 20;
+    decode_error(&f, &params, lse, &more);
+    ck_assert_uint_ge(more.clusters_refined, 20);
+    ck_assert_uint_le(more.clusters_refined, 45); /* two query heads' union, ties included */
+
+    dp_attention_params_init(&params);
+    ck_assert_int_eq(dp_sequence_set_dense(f.s, 0, 1), DP_OK);
+    ck_assert_double_lt(decode_error(&f, &params, lse, &stats), 5e-6);
+    ck_assert_int_eq(stats.sparse, 0);
+    ck_assert_int_eq(dp_sequence_set_dense(f.s, 0, 0), DP_OK);
+    params.min_context = TOKENS + 1;
+    decode_error(&f, &params, lse, &stats);
+    ck_assert_int_eq(stats.sparse, 0);
+    params.min_context = TOKENS;
+    decode_error(&f, &params, lse, &stats);
+    ck_assert_int_eq(stats.sparse, 1);
+    close_fixture(&f);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *const suite = suite_create("selection");
+    TCase *const tc = tcase_create("selection");
+    tcase_set_timeout(tc, 120);
+    tcase_add_loop_test(tc, top_p_keeps_the_mass, 0, 4);
+    tcase_add_loop_test(tc, budget_trades_bytes_for_error, 0, 4);
+    tcase_add_test(tc, needle_is_found);
+    tcase_add_test(tc, longer_sink_and_window_are_exact);
+    tcase_add_test(tc, options_do_what_they_say);
+    suite_add_tcase(suite, tc);
+    return run_suite(suite);
+}

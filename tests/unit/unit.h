@@ -1,0 +1,53 @@
+/* What the unit tests share: a runtime, sequences filled from a cache, and the frame of a Check program. */
+#ifndef TESTS_UNIT_UNIT_H
+#define TESTS_UNIT_UNIT_H
+
+#include <check.h>
+#include <stdlib.h>
+
+#include "doublep/doublep.h"
+#include "reference.h"
+
+static inline dp_runtime *runtime_with(int n_threads, dp_isa isa)
+{
+    dp_runtime_config config;
+    dp_runtime_config_init(&config);
+    config.n_threads = n_threads;
+    config.isa = isa;
+    dp_runtime *runtime = NULL;
+    ck_assert_int_eq(dp_runtime_create(&config, &runtime), DP_OK);
+    return runtime;
+}
+
+static inline dp_sequence_config sequence_config(const cache *c, size_t n_query_heads, dp_type type)
+{
+    dp_sequence_config config;
+    dp_sequence_config_init(&config);
+    config.n_query_heads = (uint32_t)n_query_heads;
+    config.n_kv_heads = (uint32_t)c->n_kv_heads;
+    config.key_dim = (uint32_t)c->key_dim;
+    config.value_dim = (uint32_t)c->value_dim;
+    config.type = type;
+    return config;
+}
+
+/* Appends tokens first .. last - 1 in chunks. */
+static inline void append(dp_sequence *s, const cache *c, size_t first, size_t last, size_t chunk)
+{
+    for (size_t t = first; t < last; t += chunk) {
+        const size_t n = last - t < chunk ? last - t : chunk;
+        ck_assert_int_eq(dp_append(s, 0, n, c->k + t * c->n_kv_heads * c->key_dim, 0,
+                                   c->v + t * c->n_kv_heads * c->value_dim, 0), DP_OK);
+    }
+}
+
+static inline int run_suite(Suite *suite)
+{
+    SRunner *const runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    const int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed != 0;
+}
+
+#endif
