@@ -75,11 +75,6 @@ DP_INLINE dp_block dp_natural_block(dp_block block, dp_type type)
                       _mm512_permutex2var_ps(block.first, high, block.second)};
 }
 
-DP_INLINE const char *dp_row(const void *rows, size_t stride, const uint32_t *index, size_t i, dp_type type)
-{
-    return (const char *)rows + (index ? index[i] : i) * stride * (type == DP_F32 ? 4 : 2);
-}
-
 DP_INLINE void dp_prefetch_row(const char *row, size_t d, dp_type type)
 {
     const size_t bytes = d * (type == DP_F32 ? 4 : 2);

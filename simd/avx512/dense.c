@@ -137,19 +137,48 @@ DP_INLINE void matmul_columns(const float *a, size_t lda, const float *b, size_t
     }
 }
 
+enum { COLUMNS = 64, DEPTH = 256 }; /* of B at a time: 64 KiB, in L2; a tile of C is then written back seldom */
+
+/* DEPTH x COLUMNS of B, one line after the other: rows of B that are a power of two apart share cache sets. */
+static void pack(float *packed, const float *b, size_t ldb, size_t depth, size_t columns)
+{
+    for (size_t l = 0; l < depth; l++) {
+        DP_UNROLL
+        for (size_t v = 0; v < COLUMNS / 16; v++) {
+            const __mmask16 mask = columns > 16 * v ? dp_mask16(columns - 16 * v) : 0;
+            _mm512_store_ps(packed + l * COLUMNS + 16 * v, _mm512_maskz_loadu_ps(mask, b + l * ldb + 16 * v));
+        }
+    }
+}
+
 static void matmul(const float *a, size_t lda, const float *b, size_t ldb, float *c, size_t ldc, size_t m, size_t n,
                    size_t k, int accumulate)
 {
-    for (size_t j = 0; j < n; j += 64) {
-        const size_t vectors = n - j >= 64 ? 4 : (n - j + 15) / 16;
-        const __mmask16 edge = dp_mask16(n - j - (vectors - 1) * 16);
-        switch (vectors) {
-        case 1: matmul_columns(a, lda, b + j, ldb, c + j, ldc, m, k, accumulate, 1, edge); break;
-        case 2: matmul_columns(a, lda, b + j, ldb, c + j, ldc, m, k, accumulate, 2, edge); break;
-        case 3: matmul_columns(a, lda, b + j, ldb, c + j, ldc, m, k, accumulate, 3, edge); break;
-        case 4: matmul_columns(a, lda, b + j, ldb, c + j, ldc, m, k, accumulate, 4, edge); break;
+    _Alignas(64) float packed[DEPTH * COLUMNS];
+    const int packs = m > 12; /* else B is read too few times */
+    size_t l = 0;
+    do { /* once for k = 0, too: C becomes 0 */
+        const size_t depth = k - l < DEPTH ? k - l : DEPTH;
+        for (size_t j = 0; j < n; j += COLUMNS) {
+            const size_t columns = n - j < COLUMNS ? n - j : COLUMNS, vectors = (columns + 15) / 16;
+            const __mmask16 edge = dp_mask16(columns - (vectors - 1) * 16);
+            const float *const a_l = a + l, *b_l = b + l * ldb + j;
+            size_t b_stride = ldb;
+            if (packs) {
+                pack(packed, b_l, ldb, depth, columns);
+                b_l = packed;
+                b_stride = COLUMNS;
+            }
+            const int add = accumulate || l > 0;
+            switch (vectors) {
+            case 1: matmul_columns(a_l, lda, b_l, b_stride, c + j, ldc, m, depth, add, 1, edge); break;
+            case 2: matmul_columns(a_l, lda, b_l, b_stride, c + j, ldc, m, depth, add, 2, edge); break;
+            case 3: matmul_columns(a_l, lda, b_l, b_stride, c + j, ldc, m, depth, add, 3, edge); break;
+            case 4: matmul_columns(a_l, lda, b_l, b_stride, c + j, ldc, m, depth, add, 4, edge); break;
+            }
         }
-    }
+        l += depth;
+    } while (l < k);
 }
 
 void dp_avx512_init_dense(dp_kernels *k)

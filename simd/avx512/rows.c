@@ -8,94 +8,129 @@
 enum {
     CHUNK = 64, /* rows that stay in cache while all heads and column tiles pass over them */
     AHEAD = 16, /* rows between a prefetch and its use: 4 KiB of 128-dimensional bf16 rows in flight */
+    TILE = 8,   /* most rows of a tile of logits */
 };
 
-/* logits[h * n_rows + r] = q[h] . row[r] for a tile whose heads and n_rows are constants, heads * n_rows <= 16. */
-DP_INLINE void logit_tile(const float *arranged, size_t padded, size_t d, const char *const row[], float logits[16],
-                          size_t heads, size_t n_rows, dp_type type)
+/* Where the rows of a chunk are, and those AHEAD of it. Past the last row of all, the last row is repeated, so that tiles
+ * and prefetches need no limits. */
+typedef struct row_pointers {
+    const char *row[CHUNK + AHEAD + TILE];
+} row_pointers;
+
+DP_INLINE void point_at_rows(row_pointers *p, const void *rows, size_t stride, const uint32_t *index, size_t first,
+                             size_t n, dp_type type)
+{
+    const size_t left = n - first, bytes = stride * (type == DP_F32 ? 4 : 2);
+    const size_t count = left < CHUNK + AHEAD ? left : CHUNK + AHEAD;
+    for (size_t i = 0; i < count; i++)
+        p->row[i] = (const char *)rows + (index ? index[first + i] : first + i) * bytes;
+    for (size_t i = count; i < CHUNK + AHEAD + TILE && i < count + AHEAD + TILE; i++)
+        p->row[i] = p->row[count - 1];
+}
+
+/* The products of block j, added to sum[h * n_rows + r]. */
+DP_INLINE void logit_block(const float *arranged, size_t padded, const char *const row[], size_t j, __mmask32 mask,
+                           __m512 sum[16], size_t heads, size_t n_rows, dp_type type)
+{
+    __m512 q_first[4], q_second[4];
+    DP_UNROLL
+    for (size_t h = 0; h < heads; h++) {
+        q_first[h] = _mm512_load_ps(arranged + h * padded + j);
+        q_second[h] = _mm512_load_ps(arranged + h * padded + j + 16);
+    }
+    DP_UNROLL
+    for (size_t r = 0; r < n_rows; r++) {
+        const dp_block k = dp_load_block(row[r], j, mask, type);
+        DP_UNROLL
+        for (size_t h = 0; h < heads; h++) {
+            __m512 *s = &sum[h * n_rows + r];
+            *s = _mm512_fmadd_ps(q_first[h], k.first, *s);
+            *s = _mm512_fmadd_ps(q_second[h], k.second, *s);
+        }
+    }
+}
+
+/* Lane h * n_rows + r of the result is q[h] . row[r]; heads and n_rows are constants, heads * n_rows <= 16. */
+DP_INLINE __m512 logit_tile(const float *arranged, size_t padded, size_t d, const char *const row[], size_t heads,
+                            size_t n_rows, dp_type type)
 {
     __m512 sum[16];
     DP_UNROLL
     for (size_t i = 0; i < 16; i++)
         sum[i] = _mm512_setzero_ps();
-    for (size_t j = 0; j < d; j += DP_BLOCK) {
-        const __mmask32 mask = dp_mask32(d - j);
-        __m512 q_first[4], q_second[4];
-        DP_UNROLL
-        for (size_t h = 0; h < heads; h++) {
-            q_first[h] = _mm512_load_ps(arranged + h * padded + j);
-            q_second[h] = _mm512_load_ps(arranged + h * padded + j + 16);
-        }
-        DP_UNROLL
-        for (size_t r = 0; r < n_rows; r++) {
-            const dp_block k = dp_load_block(row[r], j, mask, type);
-            DP_UNROLL
-            for (size_t h = 0; h < heads; h++) {
-                __m512 *s = &sum[h * n_rows + r];
-                *s = _mm512_fmadd_ps(q_first[h], k.first, *s);
-                *s = _mm512_fmadd_ps(q_second[h], k.second, *s);
-            }
-        }
-    }
-    _mm512_store_ps(logits, dp_sum_lanes_16(sum));
+    size_t j = 0;
+    for (; j + DP_BLOCK <= d; j += DP_BLOCK)
+        logit_block(arranged, padded, row, j, 0xffffffffu, sum, heads, n_rows, type);
+    if (j < d)
+        logit_block(arranged, padded, row, j, dp_mask32(d - j), sum, heads, n_rows, type);
+    return dp_sum_lanes_16(sum);
 }
 
-/* Logits of up to CHUNK rows from row `first`, for `heads` (a constant) heads. */
-DP_INLINE void logit_chunk(const float *q, size_t d, const void *rows, size_t stride, const uint32_t *index,
-                           size_t first, size_t last, size_t n, float scale, float *out, size_t out_stride,
-                           size_t heads, dp_type type)
+/* Lane `lanes` (a constant) becomes lane 0. Not an extraction: compilers merge that with a masked store into VEXTRACTF32X4
+ * to memory, which faults on masked lanes too. */
+#define DP_ROTATE(x, lanes) \
+    _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(x), _mm512_castps_si512(x), lanes))
+
+/* Logits of the n rows of a chunk for `heads` (a constant) heads. */
+DP_INLINE void logit_chunk(const float *q, size_t d, const row_pointers *pointers, size_t n, float scale, float *out,
+                           size_t out_stride, size_t heads, int prefetch, dp_type type)
 {
     const size_t tile_rows = heads <= 2 ? 8 : 4, padded = (d + DP_BLOCK - 1) / DP_BLOCK * DP_BLOCK;
-    _Alignas(64) float arranged[4 * DP_MAX_DIM], logits[16];
+    const __m512 factor = _mm512_set1_ps(scale);
+    _Alignas(64) float arranged[4 * DP_MAX_DIM];
     for (size_t h = 0; h < heads; h++)
         for (size_t j = 0; j < d; j += DP_BLOCK) {
             const dp_block x = dp_arrange_block(q + h * d, j, dp_mask32(d - j), type);
             _mm512_store_ps(arranged + h * padded + j, x.first);
             _mm512_store_ps(arranged + h * padded + j + 16, x.second);
         }
-    for (size_t i = first; i < last; i += tile_rows) {
-        const char *row[8];
-        DP_UNROLL
-        for (size_t r = 0; r < tile_rows; r++) /* past the end: the last row again, its result is not stored */
-            row[r] = dp_row(rows, stride, index, i + r < last ? i + r : last - 1, type);
-        for (size_t r = i + AHEAD; r < i + AHEAD + tile_rows && r < n; r++)
-            dp_prefetch_row(dp_row(rows, stride, index, r, type), d, type);
-        logit_tile(arranged, padded, d, row, logits, heads, tile_rows, type);
-        const __m256 factor = _mm256_set1_ps(scale);
-        const __mmask8 stored = (__mmask8)dp_mask16(last - i < tile_rows ? last - i : tile_rows);
-        DP_UNROLL
-        for (size_t h = 0; h < heads; h++) {
-            const __m256 x = _mm256_maskz_loadu_ps(stored, logits + h * tile_rows);
-            _mm256_mask_storeu_ps(out + h * out_stride + i, stored, _mm256_mul_ps(x, factor));
+    for (size_t i = 0; i < n; i += tile_rows, out += tile_rows) {
+        const char *const *row = pointers->row + i;
+        if (prefetch)
+            for (size_t r = 0; r < tile_rows; r++)
+                dp_prefetch_row(row[AHEAD + r], d, type);
+        const __m512 x = _mm512_mul_ps(logit_tile(arranged, padded, d, row, heads, tile_rows, type), factor);
+        const __mmask16 stored = dp_mask16(n - i < tile_rows ? n - i : tile_rows);
+        _mm512_mask_storeu_ps(out, stored, x);
+        if (heads == 2)
+            _mm512_mask_storeu_ps(out + out_stride, stored, DP_ROTATE(x, 8));
+        if (heads >= 3) {
+            _mm512_mask_storeu_ps(out + out_stride, stored, DP_ROTATE(x, 4));
+            _mm512_mask_storeu_ps(out + 2 * out_stride, stored, DP_ROTATE(x, 8));
         }
+        if (heads == 4)
+            _mm512_mask_storeu_ps(out + 3 * out_stride, stored, DP_ROTATE(x, 12));
     }
 }
 
 DP_INLINE void key_logits(const float *q, size_t heads, size_t d, const void *rows, size_t stride,
                           const uint32_t *index, size_t n, float scale, float *out, size_t out_stride, dp_type type)
 {
-    for (size_t i = 0; i < n && i < AHEAD; i++)
-        dp_prefetch_row(dp_row(rows, stride, index, i, type), d, type);
-    for (size_t first = 0; first < n; first += CHUNK) {
-        const size_t last = n - first < CHUNK ? n : first + CHUNK;
+    for (size_t first = 0; first < n; first += CHUNK, out += CHUNK) {
+        const size_t count = n - first < CHUNK ? n - first : CHUNK;
+        row_pointers rows_of;
+        point_at_rows(&rows_of, rows, stride, index, first, n, type);
+        if (first == 0)
+            for (size_t i = 0; i < AHEAD; i++)
+                dp_prefetch_row(rows_of.row[i], d, type);
         for (size_t h = 0; h < heads; h += 4) {
             const float *q_h = q + h * d;
             float *out_h = out + h * out_stride;
+            const int prefetch = h == 0;
             switch (heads - h) {
-            case 1: logit_chunk(q_h, d, rows, stride, index, first, last, n, scale, out_h, out_stride, 1, type); break;
-            case 2: logit_chunk(q_h, d, rows, stride, index, first, last, n, scale, out_h, out_stride, 2, type); break;
-            case 3: logit_chunk(q_h, d, rows, stride, index, first, last, n, scale, out_h, out_stride, 3, type); break;
-            default: logit_chunk(q_h, d, rows, stride, index, first, last, n, scale, out_h, out_stride, 4, type); break;
+            case 1: logit_chunk(q_h, d, &rows_of, count, scale, out_h, out_stride, 1, prefetch, type); break;
+            case 2: logit_chunk(q_h, d, &rows_of, count, scale, out_h, out_stride, 2, prefetch, type); break;
+            case 3: logit_chunk(q_h, d, &rows_of, count, scale, out_h, out_stride, 3, prefetch, type); break;
+            default: logit_chunk(q_h, d, &rows_of, count, scale, out_h, out_stride, 4, prefetch, type); break;
             }
         }
     }
 }
 
-/* acc[h][j ..] += sum over rows first .. last - 1, `heads` x `blocks` (constants) blocks of columns from j. `edge` is the
- * mask of the last block. Rows AHEAD are prefetched where `prefetch` is not 0. */
-DP_INLINE void value_tile(const float *w, size_t w_stride, const void *rows, size_t stride, const uint32_t *index,
-                          size_t first, size_t last, size_t n, size_t d, size_t j, float *acc, size_t heads,
-                          size_t blocks, __mmask32 edge, int prefetch, dp_type type)
+/* acc[h][j ..] += sum over the n rows of a chunk, `heads` x `blocks` (constants) blocks of columns from j. `edge` is the
+ * mask of the last block. */
+DP_INLINE void value_tile(const float *w, size_t w_stride, const row_pointers *pointers, size_t n, size_t d, size_t j,
+                          float *acc, size_t heads, size_t blocks, __mmask32 edge, int prefetch, dp_type type)
 {
     dp_block sum[4][4];
     DP_UNROLL
@@ -104,10 +139,10 @@ DP_INLINE void value_tile(const float *w, size_t w_stride, const void *rows, siz
         for (size_t b = 0; b < blocks; b++)
             sum[h][b] = (dp_block){_mm512_setzero_ps(), _mm512_setzero_ps()};
     }
-    for (size_t i = first; i < last; i++) {
-        const char *row = dp_row(rows, stride, index, i, type);
-        if (prefetch && i + AHEAD < n)
-            dp_prefetch_row(dp_row(rows, stride, index, i + AHEAD, type), d, type);
+    for (size_t i = 0; i < n; i++) {
+        const char *const row = pointers->row[i];
+        if (prefetch)
+            dp_prefetch_row(pointers->row[i + AHEAD], d, type);
         __m512 weight[4];
         DP_UNROLL
         for (size_t h = 0; h < heads; h++)
@@ -138,9 +173,8 @@ DP_INLINE void value_tile(const float *w, size_t w_stride, const void *rows, siz
 }
 
 /* All columns for `heads` (a constant) heads: tiles of up to 16 accumulators, the last with what is left. */
-DP_INLINE void value_chunk(const float *w, size_t w_stride, const void *rows, size_t stride, const uint32_t *index,
-                           size_t first, size_t last, size_t n, size_t d, float *acc, size_t heads, int prefetch,
-                           dp_type type)
+DP_INLINE void value_chunk(const float *w, size_t w_stride, const row_pointers *pointers, size_t n, size_t d,
+                           float *acc, size_t heads, int prefetch, dp_type type)
 {
     const size_t blocks = heads <= 2 ? 4 : 2;
     for (size_t j = 0; j < d;) {
@@ -148,11 +182,11 @@ DP_INLINE void value_chunk(const float *w, size_t w_stride, const void *rows, si
         const __mmask32 edge = dp_mask32(d - j - (taken - 1) * DP_BLOCK);
         const int ahead = prefetch && j == 0;
         if (taken == 4)
-            value_tile(w, w_stride, rows, stride, index, first, last, n, d, j, acc, heads, 4, edge, ahead, type);
+            value_tile(w, w_stride, pointers, n, d, j, acc, heads, 4, edge, ahead, type);
         else if (taken == 2)
-            value_tile(w, w_stride, rows, stride, index, first, last, n, d, j, acc, heads, 2, edge, ahead, type);
+            value_tile(w, w_stride, pointers, n, d, j, acc, heads, 2, edge, ahead, type);
         else
-            value_tile(w, w_stride, rows, stride, index, first, last, n, d, j, acc, heads, 1, edge, ahead, type);
+            value_tile(w, w_stride, pointers, n, d, j, acc, heads, 1, edge, ahead, type);
         j += taken * DP_BLOCK;
     }
 }
@@ -160,19 +194,22 @@ DP_INLINE void value_chunk(const float *w, size_t w_stride, const void *rows, si
 DP_INLINE void weighted_values(const float *w, size_t w_stride, size_t heads, const void *rows, size_t stride,
                                const uint32_t *index, size_t n, size_t d, float *acc, dp_type type)
 {
-    for (size_t i = 0; i < n && i < AHEAD; i++)
-        dp_prefetch_row(dp_row(rows, stride, index, i, type), d, type);
-    for (size_t first = 0; first < n; first += CHUNK) {
-        const size_t last = n - first < CHUNK ? n : first + CHUNK;
+    for (size_t first = 0; first < n; first += CHUNK, w += CHUNK) {
+        const size_t count = n - first < CHUNK ? n - first : CHUNK;
+        row_pointers rows_of;
+        point_at_rows(&rows_of, rows, stride, index, first, n, type);
+        if (first == 0)
+            for (size_t i = 0; i < AHEAD; i++)
+                dp_prefetch_row(rows_of.row[i], d, type);
         for (size_t h = 0; h < heads; h += 4) {
             const float *w_h = w + h * w_stride;
             float *acc_h = acc + h * d;
-            const int ahead = h == 0;
+            const int prefetch = h == 0;
             switch (heads - h) {
-            case 1: value_chunk(w_h, w_stride, rows, stride, index, first, last, n, d, acc_h, 1, ahead, type); break;
-            case 2: value_chunk(w_h, w_stride, rows, stride, index, first, last, n, d, acc_h, 2, ahead, type); break;
-            case 3: value_chunk(w_h, w_stride, rows, stride, index, first, last, n, d, acc_h, 3, ahead, type); break;
-            default: value_chunk(w_h, w_stride, rows, stride, index, first, last, n, d, acc_h, 4, ahead, type); break;
+            case 1: value_chunk(w_h, w_stride, &rows_of, count, d, acc_h, 1, prefetch, type); break;
+            case 2: value_chunk(w_h, w_stride, &rows_of, count, d, acc_h, 2, prefetch, type); break;
+            case 3: value_chunk(w_h, w_stride, &rows_of, count, d, acc_h, 3, prefetch, type); break;
+            default: value_chunk(w_h, w_stride, &rows_of, count, d, acc_h, 4, prefetch, type); break;
             }
         }
     }
