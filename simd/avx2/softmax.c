@@ -1,0 +1,47 @@
+/* AVX2 softmax: the maximum, and exponentials with their sum. */
+#include "avx2.h"
+
+static float max_of(const float *x, size_t n)
+{
+    const __m256 lowest = _mm256_set1_ps(-INFINITY);
+    __m256 largest[4] = {lowest, lowest, lowest, lowest};
+    size_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        DP_UNROLL
+        for (size_t v = 0; v < 4; v++) /* max(a, b) is b where a is NaN: NaN are passed over */
+            largest[v] = _mm256_max_ps(_mm256_loadu_ps(x + i + 8 * v), largest[v]);
+    }
+    for (; i < n; i += 8) {
+        const __m256 present = _mm256_castsi256_ps(dp_mask8(n - i));
+        const __m256 next = _mm256_blendv_ps(lowest, dp_load_first(x + i, n - i), present);
+        largest[0] = _mm256_max_ps(next, largest[0]);
+    }
+    return dp_max_lane(_mm256_max_ps(_mm256_max_ps(largest[0], largest[1]), _mm256_max_ps(largest[2], largest[3])));
+}
+
+static float exp_sum(float *x, size_t n, float max)
+{
+    const __m256 origin = _mm256_set1_ps(max == -INFINITY ? 0 : max);
+    __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        DP_UNROLL
+        for (size_t v = 0; v < 2; v++) {
+            const __m256 y = dp_exp(_mm256_sub_ps(_mm256_loadu_ps(x + i + 8 * v), origin));
+            _mm256_storeu_ps(x + i + 8 * v, y);
+            sum[v] = _mm256_add_ps(sum[v], y);
+        }
+    }
+    for (; i < n; i += 8) {
+        const __m256 y = dp_exp(_mm256_sub_ps(dp_load_first(x + i, n - i), origin));
+        dp_store_first(x + i, n - i, y);
+        sum[0] = _mm256_add_ps(sum[0], _mm256_and_ps(y, _mm256_castsi256_ps(dp_mask8(n - i))));
+    }
+    return dp_sum_lanes(_mm256_add_ps(sum[0], sum[1]));
+}
+
+void dp_avx2_init_softmax(dp_kernels *k)
+{
+    k->max = max_of;
+    k->exp_sum = exp_sum;
+}
