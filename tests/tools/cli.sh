@@ -1,0 +1,108 @@
+#!/bin/sh
+# The command as a user meets it: answers, exit statuses, messages. Usage: cli.sh DOUBLEP DATA
+set -u
+doublep=$1
+model=$2/needle-12m.q8_0.gguf
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+failed=0
+
+# expect STATUS PATTERN ARGUMENT...: the exit status, and an extended regular expression that stdout or stderr has.
+expect() {
+    status=$1 pattern=$2
+    shift 2
+    "$doublep" "$@" >"$work/out" 2>"$work/err" </dev/null
+    got=$?
+    if [ "$got" -ne "$status" ]; then
+        echo "FAIL: doublep $* ended with status $got, must be $status"
+        cat "$work/err"
+        failed=1
+    elif ! cat "$work/out" "$work/err" | grep -Eq -e "$pattern"; then
+        echo "FAIL: doublep $* printed no '$pattern' but:"
+        cat "$work/out" "$work/err"
+        failed=1
+    fi
+}
+
+# Bad arguments.
+expect 2 'Usage'
+expect 2 'not a command' answer
+expect 0 'run.*compare|compare' help
+expect 0 '^doublep [0-9]+\.[0-9]+\.[0-9]+$' --version
+expect 0 'epsilon' run --help
+expect 2 'model FILE is missing' run --prompt x
+expect 2 'prompt-file is needed' run --model "$model"
+expect 2 'prompt-file is needed' run --model "$model" --prompt x --prompt-file y
+expect 2 'epsilon is "2"' run --model "$model" --prompt x --epsilon 2
+expect 2 'epsilon is "nan"' run --model "$model" --prompt x --epsilon nan
+expect 2 'epsilon does not go with --p2' run --model "$model" --prompt x --epsilon 0.1 --p2 0.5
+expect 2 'p2 is 0.9' run --model "$model" --prompt x --p1 0.5 --p2 0.9
+expect 2 'attention is "sparse"' run --model "$model" --prompt x --attention sparse
+expect 2 'kv is "q4"' run --model "$model" --prompt x --kv q4
+expect 2 'threads is "0"' run --model "$model" --prompt x --threads 0
+expect 2 'threads is "two"' run --model "$model" --prompt x --threads two
+expect 2 'predict is "-1"' run --model "$model" --prompt x -n -1
+expect 2 'chunk is "0"' run --model "$model" --prompt x --chunk 0
+expect 2 'temperature is "-1"' run --model "$model" --prompt x --temperature=-1
+expect 2 'unrecognized option' run --model "$model" --prompt x --no-such-option
+expect 2 'not an option' run --model "$model" --prompt x stray
+expect 2 'prompts FILE is missing' compare --model "$model"
+expect 2 'leave --attention out' compare --model "$model" --prompts x --attention dense
+
+# Prompts that cannot be.
+expect 2 'prompt is empty' run --model "$model" --prompt ''
+expect 2 'prompt is empty' run --model "$model" --prompt-file -
+expect 2 'No such file' run --model "$model" --prompt-file "$work/missing"
+awk 'BEGIN { for (i = 0; i < 140000; i++) printf "%d ", i % 10 }' >"$work/long"
+expect 2 'more than the model.s context of 131072' run --model "$model" --prompt-file "$work/long"
+
+# Models that are none.
+expect 1 'No such file' run --model "$work/missing" --prompt x
+head -c 6000000 "$model" >"$work/short.gguf"
+expect 1 'short.gguf' run --model "$work/short.gguf" --prompt x
+echo 'not a model at all, but long enough for a header' >"$work/text.gguf"
+expect 1 'text.gguf' run --model "$work/text.gguf" --prompt x
+expect 1 'short.gguf' compare --model "$work/short.gguf" --prompts "$2/ruler_32k.jsonl.gz"
+
+# Files of prompts.
+expect 1 'no prompt is nothing:0' compare --model "$model" --prompts "$2/ruler_32k.jsonl.gz" --select nothing:0
+echo '{"task": "t"' >"$work/bad.jsonl"
+expect 1 'bad.jsonl:1' compare --model "$model" --prompts "$work/bad.jsonl"
+echo '{"task": "t", "id": 0, "context": "a"}' >"$work/bad.jsonl"
+expect 1 'bad.jsonl:1: needs' compare --model "$model" --prompts "$work/bad.jsonl"
+head -c 1000 "$2/ruler_32k.jsonl.gz" >"$work/cut.jsonl.gz"
+expect 1 'cut.jsonl.gz' compare --model "$model" --prompts "$work/cut.jsonl.gz"
+
+# Answers: the same from an argument, a file, a compressed file and stdin; from any number of threads and chunk size.
+prompt='def main(argc, argv):'
+printf '%s' "$prompt" >"$work/prompt"
+gzip -k "$work/prompt"
+"$doublep" run --model "$model" --prompt "$prompt" -n 12 >"$work/want" 2>/dev/null || failed=1
+[ -s "$work/want" ] || { echo "FAIL: no answer"; failed=1; }
+same() {
+    "$doublep" run --model "$model" -n 12 "$@" >"$work/got" 2>/dev/null
+    cmp -s "$work/want" "$work/got" || { echo "FAIL: run $* answers differently"; failed=1; }
+}
+same --prompt-file "$work/prompt"
+same --prompt-file "$work/prompt.gz"
+same --prompt-file - <"$work/prompt"
+same --prompt "$prompt" --threads 1
+same --prompt "$prompt" --chunk 3
+same --prompt "$prompt" --attention dense
+same --prompt "$prompt" --kv f32
+
+# A seed repeats its text.
+"$doublep" run --model "$model" --prompt "$prompt" -n 12 --temperature 1 --seed 7 >"$work/want" 2>/dev/null
+same --prompt "$prompt" --temperature 1 --seed 7
+
+# JSON: one object with the promised members, on stdout alone.
+for key in text prefill_tokens prefill_ms index_ms decode_tokens decode_ms_per_token attention_ms_per_token \
+    attention_bytes_per_token dense_bytes_per_token prefill_flops_per_s token_ids attention isa threads; do
+    expect 0 "^  \"$key\": " run --model "$model" --prompt "$prompt" -n 2 --json
+done
+expect 0 '"methods": \[' run --model "$model" --prompt "$prompt" -n 2 --json --both
+expect 0 '"version": ' info --json
+expect 0 '^ISA ' info
+
+[ "$failed" -eq 0 ] && echo "all as expected"
+exit "$failed"
