@@ -11,21 +11,46 @@ enum {
     TILE = 8,   /* most rows of a tile of logits */
 };
 
-/* Where the rows of a chunk are, and those AHEAD of it. Past the last row of all, the last row is repeated, so that tiles
- * and prefetches need no limits. */
+/* Where the rows of a chunk are, and those AHEAD of it: `reach` rows. After these the last row is repeated, so that a tile
+ * may have rows too many. */
 typedef struct row_pointers {
+    size_t reach;
     const char *row[CHUNK + AHEAD + TILE];
 } row_pointers;
 
 DP_INLINE void point_at_rows(row_pointers *p, const void *rows, size_t stride, const uint32_t *index, size_t first,
                              size_t n, dp_type type)
 {
-    const size_t left = n - first, bytes = stride * (type == DP_F32 ? 4 : 2);
-    const size_t count = left < CHUNK + AHEAD ? left : CHUNK + AHEAD;
-    for (size_t i = 0; i < count; i++)
-        p->row[i] = (const char *)rows + (index ? index[first + i] : first + i) * bytes;
-    for (size_t i = count; i < CHUNK + AHEAD + TILE && i < count + AHEAD + TILE; i++)
-        p->row[i] = p->row[count - 1];
+    const size_t left = n - first;
+    p->reach = left < CHUNK + AHEAD ? left : CHUNK + AHEAD;
+    const __m512i base = _mm512_set1_epi64((long long)(uintptr_t)rows);
+    const __m512i bytes = _mm512_set1_epi64((long long)(stride * (type == DP_F32 ? 4 : 2)));
+    const __m512i lanes = _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7), last = _mm512_set1_epi64((long long)(n - 1));
+    const __m256i last_index = _mm256_set1_epi32(index ? (int)index[n - 1] : 0);
+    for (size_t i = 0; i < p->reach + TILE - 1; i += TILE) {
+        __m512i number = _mm512_min_epu64(_mm512_add_epi64(_mm512_set1_epi64((long long)(first + i)), lanes), last);
+        if (index) {
+            const __mmask8 mask = left > i ? (__mmask8)dp_mask16(left - i) : 0;
+            number = _mm512_cvtepu32_epi64(_mm256_mask_loadu_epi32(last_index, mask, index + first + i));
+        }
+        const __m512i address = _mm512_add_epi64(base, _mm512_mullo_epi64(number, bytes));
+        _mm512_storeu_si512(p->row + i, address);
+    }
+}
+
+/* Asks for the n rows AHEAD of row i, as far as there are any. */
+DP_INLINE void prefetch_ahead(const row_pointers *p, size_t i, size_t n, size_t d, dp_type type)
+{
+    if (i + AHEAD < p->reach)
+        for (size_t r = 0; r < n; r++)
+            dp_prefetch_row(p->row[i + AHEAD + r], d, type);
+}
+
+/* Asks for the first AHEAD rows of all. */
+DP_INLINE void prefetch_first(const row_pointers *p, size_t d, dp_type type)
+{
+    for (size_t i = 0; i < AHEAD && i < p->reach; i++)
+        dp_prefetch_row(p->row[i], d, type);
 }
 
 /* The products of block j, added to sum[h * n_rows + r]. */
@@ -87,8 +112,7 @@ DP_INLINE void logit_chunk(const float *q, size_t d, const row_pointers *pointer
     for (size_t i = 0; i < n; i += tile_rows, out += tile_rows) {
         const char *const *row = pointers->row + i;
         if (prefetch)
-            for (size_t r = 0; r < tile_rows; r++)
-                dp_prefetch_row(row[AHEAD + r], d, type);
+            prefetch_ahead(pointers, i, tile_rows, d, type);
         const __m512 x = _mm512_mul_ps(logit_tile(arranged, padded, d, row, heads, tile_rows, type), factor);
         const __mmask16 stored = dp_mask16(n - i < tile_rows ? n - i : tile_rows);
         _mm512_mask_storeu_ps(out, stored, x);
@@ -100,30 +124,6 @@ DP_INLINE void logit_chunk(const float *q, size_t d, const row_pointers *pointer
         }
         if (heads == 4)
             _mm512_mask_storeu_ps(out + 3 * out_stride, stored, DP_ROTATE(x, 12));
-    }
-}
-
-DP_INLINE void key_logits(const float *q, size_t heads, size_t d, const void *rows, size_t stride,
-                          const uint32_t *index, size_t n, float scale, float *out, size_t out_stride, dp_type type)
-{
-    for (size_t first = 0; first < n; first += CHUNK, out += CHUNK) {
-        const size_t count = n - first < CHUNK ? n - first : CHUNK;
-        row_pointers rows_of;
-        point_at_rows(&rows_of, rows, stride, index, first, n, type);
-        if (first == 0)
-            for (size_t i = 0; i < AHEAD; i++)
-                dp_prefetch_row(rows_of.row[i], d, type);
-        for (size_t h = 0; h < heads; h += 4) {
-            const float *q_h = q + h * d;
-            float *out_h = out + h * out_stride;
-            const int prefetch = h == 0;
-            switch (heads - h) {
-            case 1: logit_chunk(q_h, d, &rows_of, count, scale, out_h, out_stride, 1, prefetch, type); break;
-            case 2: logit_chunk(q_h, d, &rows_of, count, scale, out_h, out_stride, 2, prefetch, type); break;
-            case 3: logit_chunk(q_h, d, &rows_of, count, scale, out_h, out_stride, 3, prefetch, type); break;
-            default: logit_chunk(q_h, d, &rows_of, count, scale, out_h, out_stride, 4, prefetch, type); break;
-            }
-        }
     }
 }
 
@@ -142,7 +142,7 @@ DP_INLINE void value_tile(const float *w, size_t w_stride, const row_pointers *p
     for (size_t i = 0; i < n; i++) {
         const char *const row = pointers->row[i];
         if (prefetch)
-            dp_prefetch_row(pointers->row[i + AHEAD], d, type);
+            prefetch_ahead(pointers, i, 1, d, type);
         __m512 weight[4];
         DP_UNROLL
         for (size_t h = 0; h < heads; h++)
@@ -191,40 +191,76 @@ DP_INLINE void value_chunk(const float *w, size_t w_stride, const row_pointers *
     }
 }
 
-DP_INLINE void weighted_values(const float *w, size_t w_stride, size_t heads, const void *rows, size_t stride,
-                               const uint32_t *index, size_t n, size_t d, float *acc, dp_type type)
+/* The chunks of each number of heads and each type are functions of their own: inlined into one, they would compete for
+ * registers. */
+typedef void logit_chunk_fn(const float *q, size_t d, const row_pointers *pointers, size_t n, float scale, float *out,
+                            size_t out_stride, int prefetch);
+typedef void value_chunk_fn(const float *w, size_t w_stride, const row_pointers *pointers, size_t n, size_t d,
+                            float *acc, int prefetch);
+
+DP_INLINE void key_logits(const float *q, size_t heads, size_t d, const void *rows, size_t stride,
+                          const uint32_t *index, size_t n, float scale, float *out, size_t out_stride,
+                          logit_chunk_fn *const chunks[4], dp_type type)
 {
-    for (size_t first = 0; first < n; first += CHUNK, w += CHUNK) {
+    for (size_t first = 0; first < n; first += CHUNK, out += CHUNK) {
         const size_t count = n - first < CHUNK ? n - first : CHUNK;
-        row_pointers rows_of;
-        point_at_rows(&rows_of, rows, stride, index, first, n, type);
+        row_pointers pointers;
+        point_at_rows(&pointers, rows, stride, index, first, n, type);
         if (first == 0)
-            for (size_t i = 0; i < AHEAD; i++)
-                dp_prefetch_row(rows_of.row[i], d, type);
-        for (size_t h = 0; h < heads; h += 4) {
-            const float *w_h = w + h * w_stride;
-            float *acc_h = acc + h * d;
-            const int prefetch = h == 0;
-            switch (heads - h) {
-            case 1: value_chunk(w_h, w_stride, &rows_of, count, d, acc_h, 1, prefetch, type); break;
-            case 2: value_chunk(w_h, w_stride, &rows_of, count, d, acc_h, 2, prefetch, type); break;
-            case 3: value_chunk(w_h, w_stride, &rows_of, count, d, acc_h, 3, prefetch, type); break;
-            default: value_chunk(w_h, w_stride, &rows_of, count, d, acc_h, 4, prefetch, type); break;
-            }
-        }
+            prefetch_first(&pointers, d, type);
+        for (size_t h = 0; h < heads; h += 4)
+            chunks[heads - h < 4 ? heads - h - 1 : 3](q + h * d, d, &pointers, count, scale, out + h * out_stride,
+                                                      out_stride, h == 0);
     }
 }
 
-#define DP_ROWS(name, type)                                                                                        \
-    static void key_logits_##name(const float *q, size_t heads, size_t d, const void *rows, size_t stride,         \
-                                  const uint32_t *index, size_t n, float scale, float *out, size_t out_stride)     \
-    {                                                                                                              \
-        key_logits(q, heads, d, rows, stride, index, n, scale, out, out_stride, type);                             \
-    }                                                                                                              \
-    static void weighted_values_##name(const float *w, size_t w_stride, size_t heads, const void *rows,            \
-                                       size_t stride, const uint32_t *index, size_t n, size_t d, float *acc)       \
-    {                                                                                                              \
-        weighted_values(w, w_stride, heads, rows, stride, index, n, d, acc, type);                                 \
+DP_INLINE void weighted_values(const float *w, size_t w_stride, size_t heads, const void *rows, size_t stride,
+                               const uint32_t *index, size_t n, size_t d, float *acc, value_chunk_fn *const chunks[4],
+                               dp_type type)
+{
+    for (size_t first = 0; first < n; first += CHUNK, w += CHUNK) {
+        const size_t count = n - first < CHUNK ? n - first : CHUNK;
+        row_pointers pointers;
+        point_at_rows(&pointers, rows, stride, index, first, n, type);
+        if (first == 0)
+            prefetch_first(&pointers, d, type);
+        for (size_t h = 0; h < heads; h += 4)
+            chunks[heads - h < 4 ? heads - h - 1 : 3](w + h * w_stride, w_stride, &pointers, count, d, acc + h * d,
+                                                      h == 0);
+    }
+}
+
+#define DP_CHUNKS(name, type, heads)                                                                                   \
+    static __attribute__((noinline)) void logit_chunk_##name##_##heads(                                                \
+        const float *q, size_t d, const row_pointers *pointers, size_t n, float scale, float *out, size_t out_stride,  \
+        int prefetch)                                                                                                  \
+    {                                                                                                                  \
+        logit_chunk(q, d, pointers, n, scale, out, out_stride, heads, prefetch, type);                                 \
+    }                                                                                                                  \
+    static __attribute__((noinline)) void value_chunk_##name##_##heads(                                                \
+        const float *w, size_t w_stride, const row_pointers *pointers, size_t n, size_t d, float *acc, int prefetch)   \
+    {                                                                                                                  \
+        value_chunk(w, w_stride, pointers, n, d, acc, heads, prefetch, type);                                          \
+    }
+
+#define DP_ROWS(name, type)                                                                                            \
+    DP_CHUNKS(name, type, 1)                                                                                           \
+    DP_CHUNKS(name, type, 2)                                                                                           \
+    DP_CHUNKS(name, type, 3)                                                                                           \
+    DP_CHUNKS(name, type, 4)                                                                                           \
+    static void key_logits_##name(const float *q, size_t heads, size_t d, const void *rows, size_t stride,             \
+                                  const uint32_t *index, size_t n, float scale, float *out, size_t out_stride)         \
+    {                                                                                                                  \
+        static logit_chunk_fn *const chunks[4] = {logit_chunk_##name##_1, logit_chunk_##name##_2,                      \
+                                                  logit_chunk_##name##_3, logit_chunk_##name##_4};                     \
+        key_logits(q, heads, d, rows, stride, index, n, scale, out, out_stride, chunks, type);                         \
+    }                                                                                                                  \
+    static void weighted_values_##name(const float *w, size_t w_stride, size_t heads, const void *rows, size_t stride, \
+                                       const uint32_t *index, size_t n, size_t d, float *acc)                          \
+    {                                                                                                                  \
+        static value_chunk_fn *const chunks[4] = {value_chunk_##name##_1, value_chunk_##name##_2,                      \
+                                                  value_chunk_##name##_3, value_chunk_##name##_4};                     \
+        weighted_values(w, w_stride, heads, rows, stride, index, n, d, acc, chunks, type);                             \
     }
 
 DP_ROWS(f32, DP_F32)
