@@ -213,6 +213,12 @@ static void fill_stats(const dp_step *step, dp_attention_stats *stats) {
 
 dp_status dp_decode(dp_sequence *s, uint32_t layer, size_t n_queries, const float *q, const dp_attention_params *params,
                     float *out, float *lse, dp_attention_stats *stats) {
+    return dp_decode_observed(s, layer, n_queries, q, params, out, lse, stats, NULL, NULL);
+}
+
+dp_status dp_decode_observed(dp_sequence *s, uint32_t layer, size_t n_queries, const float *q,
+                             const dp_attention_params *params, float *out, float *lse, dp_attention_stats *stats,
+                             dp_observe_fn observe, void *user) {
     if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_decode: sequence is NULL");
     dp_runtime *const rt = s->runtime;
     if (layer >= s->config.n_layers)
@@ -252,6 +258,7 @@ dp_status dp_decode(dp_sequence *s, uint32_t layer, size_t n_queries, const floa
         fill_stats(&step, &full);
         (void)DP_STRUCT_OUT(stats, &full);
     }
+    if (observe) observe(user, &step);
     dp_scratch_release(rt, scratch);
     return DP_OK;
 }

@@ -93,6 +93,13 @@ static inline size_t dp_partial_floats(const dp_step *step) {
     return step->rows * (2 + step->sequence->format.value_dim);
 }
 
+/* decode.c: dp_decode, and the same with a look at the finished step (selection flags, masses, work lists) before its
+ * memory is released: for measurement. */
+typedef void (*dp_observe_fn)(void *user, const dp_step *step);
+dp_status dp_decode_observed(dp_sequence *sequence, uint32_t layer, size_t n_queries, const float *q,
+                             const dp_attention_params *params, float *out, float *lse, dp_attention_stats *stats,
+                             dp_observe_fn observe, void *user);
+
 /* params.c */
 dp_status dp_params_settle(const dp_sequence *sequence, const dp_attention_params *params, dp_attention_params *settled);
 
