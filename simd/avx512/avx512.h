@@ -75,6 +75,17 @@ DP_INLINE dp_block dp_natural_block(dp_block block, dp_type type)
                       _mm512_permutex2var_ps(block.first, high, block.second)};
 }
 
+/* To bf16 by integer arithmetic: round to nearest even, NaN quiet, denormals kept. */
+DP_INLINE __m256i dp_round_to_bf16(__m512 x)
+{
+    const __m512i bits = _mm512_castps_si512(x), upper = _mm512_srli_epi32(bits, 16);
+    const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_srli_epi32(
+        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40)));
+}
+
 DP_INLINE void dp_prefetch_row(const char *row, size_t d, dp_type type)
 {
     const size_t bytes = d * (type == DP_F32 ? 4 : 2);

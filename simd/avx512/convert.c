@@ -38,13 +38,7 @@ static void from_f32_to_bf16(void *dst, const float *src, size_t n)
     for (size_t i = 0; i < n; i += 16) {
         const __mmask16 mask = dp_mask16(n - i);
         const __m512 x = _mm512_maskz_loadu_ps(mask, src + i);
-        const __m512i bits = _mm512_castps_si512(x), upper = _mm512_srli_epi32(bits, 16);
-        const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
-        const __m512i rounded = _mm512_srli_epi32(
-            _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-        const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-        const __m512i result = _mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40));
-        _mm256_mask_storeu_epi16(half + i, mask, _mm512_cvtepi32_epi16(result));
+        _mm256_mask_storeu_epi16(half + i, mask, dp_round_to_bf16(x));
     }
 }
 
