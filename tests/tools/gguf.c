@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "gguf.h"
 #include "scratch.h"
@@ -149,23 +151,28 @@ static void read_all(const gguf_file *file)
     for (size_t i = 0; i < gguf_n_tensors(file); i++) {
         const gguf_tensor *t = gguf_tensor_at(file, i);
         float *row = malloc(t->dims[0] * sizeof *row);
-        ck_assert_ptr_nonnull(row);
-        for (uint64_t r = 0; r < t->n_elements / t->dims[0]; r++) ck_assert(gguf_tensor_to_f32(t, r, 1, row));
-        ck_assert(!gguf_tensor_to_f32(t, t->n_elements / t->dims[0], 1, row));
-        ck_assert_ptr_eq(gguf_find_tensor(file, t->name), t);
+        assert_quietly(row != NULL);
+        for (uint64_t r = 0; r < t->n_elements / t->dims[0]; r++) assert_quietly(gguf_tensor_to_f32(t, r, 1, row));
+        assert_quietly(!gguf_tensor_to_f32(t, t->n_elements / t->dims[0], 1, row));
+        assert_quietly(gguf_find_tensor(file, t->name) == t);
         free(row);
     }
 }
 
-/* Opens bytes; a file that opens is read whole, one that does not has a message with its name. */
-static bool try_open(const char *path, const void *data, size_t n)
+/* Opens bytes; a file that opens is read whole, one that does not has a message with its name. In memory: there are
+ * thousands of them. */
+static bool try_open(const void *data, size_t n)
 {
-    scratch_write(path, data, n);
+    char path[40];
+    const int memory = memfd_create("gguf", MFD_CLOEXEC);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", memory);
+    assert_quietly(memory >= 0 && write(memory, data, n) == (ssize_t)n);
     error[0] = 0;
     gguf_file *file = gguf_open(path, error, sizeof error);
     if (file) read_all(file);
-    else ck_assert_msg(strstr(error, path) == error && strlen(error) > strlen(path) + 2, "message: %s", error);
+    else if (strstr(error, path) != error || strlen(error) < strlen(path) + 3) ck_abort_msg("message: %s", error);
     gguf_close(file);
+    close(memory);
     return file != NULL;
 }
 
@@ -245,25 +252,23 @@ START_TEST(truncation_at_every_length)
 {
     places at;
     bytes b = build(&at);
-    const char *path = scratch_path("cut.gguf");
-    for (size_t n = 0; n < b.n; n++) ck_assert_msg(!try_open(path, b.data, n), "opened at %zu of %zu bytes", n, b.n);
-    ck_assert(try_open(path, b.data, b.n));
+    for (size_t n = 0; n < b.n; n++) assert_quietly(!try_open(b.data, n));
+    ck_assert(try_open(b.data, b.n));
     bytes_free(&b);
 }
 END_TEST
 
 START_TEST(every_header_byte_changed)
 {
-    static const unsigned char values[] = {0, 1, 2, 9, 0x7f, 0x80, 0xff};
+    static const unsigned char values[] = {0, 9, 0x7f, 0xff};
     places at;
     bytes b = build(&at);
-    const char *path = scratch_path("flip.gguf");
     size_t opened = 0, refused = 0;
     for (size_t i = 0; i < at.header_end; i++) {
         const unsigned char old = b.data[i];
         for (size_t v = 0; v < 8 + sizeof values; v++) {
             b.data[i] = v < 8 ? (unsigned char)(old ^ 1u << v) : values[v - 8];
-            if (try_open(path, b.data, b.n)) opened++;
+            if (try_open(b.data, b.n)) opened++;
             else refused++;
         }
         b.data[i] = old;
@@ -280,13 +285,12 @@ START_TEST(random_changes)
     places at;
     bytes b = build(&at);
     unsigned char *changed = malloc(b.n);
-    const char *path = scratch_path("random.gguf");
     for (int round = 0; round < 5000; round++) {
         memcpy(changed, b.data, b.n);
         const uint32_t n = 1 + random_u32(&seed) % 8;
         for (uint32_t i = 0; i < n; i++)
             changed[random_u32(&seed) % at.header_end] = (unsigned char)random_u32(&seed);
-        try_open(path, changed, b.n - (round % 4 ? 0 : random_u32(&seed) % b.n));
+        try_open(changed, b.n - (round % 4 ? 0 : random_u32(&seed) % b.n));
     }
     free(changed);
     bytes_free(&b);
@@ -299,7 +303,7 @@ static void refuses(size_t place, uint64_t value, size_t size, const char *word)
     places at;
     bytes b = build(&at);
     memcpy(b.data + place, &value, size);
-    ck_assert_msg(!try_open(scratch_path("patched.gguf"), b.data, b.n), "opened, though: %s", word);
+    ck_assert_msg(!try_open(b.data, b.n), "opened, though: %s", word);
     ck_assert_msg(strstr(error, word) != NULL, "the message is: %s (wanted: %s)", error, word);
     bytes_free(&b);
 }
@@ -338,7 +342,7 @@ START_TEST(faults_are_named)
     refuses(at.offset, 1 << 20, 8, "reaches beyond the end");
     refuses(at.offset, UINT64_MAX - 63, 8, "reaches beyond the end");
     memcpy(b.data + at.second_name, "first", 5);
-    ck_assert(!try_open(scratch_path("twice.gguf"), b.data, b.n));
+    ck_assert(!try_open(b.data, b.n));
     ck_assert_ptr_nonnull(strstr(error, "'first' is there twice"));
     bytes_free(&b);
 }
@@ -346,7 +350,6 @@ END_TEST
 
 START_TEST(other_faulty_files)
 {
-    const char *path = scratch_path("faulty.gguf");
     bytes b = {0};
     bytes_put(&b, "GGUF", 4);
     bytes_u32(&b, 2);
@@ -356,7 +359,7 @@ START_TEST(other_faulty_files)
         key(&b, "key", GGUF_UINT32);
         bytes_u32(&b, 1);
     }
-    ck_assert(!try_open(path, b.data, b.n));
+    ck_assert(!try_open(b.data, b.n));
     ck_assert_ptr_nonnull(strstr(error, "'key' is there twice"));
 
     b.n = 16; /* arrays in arrays, each of one element */
@@ -366,12 +369,12 @@ START_TEST(other_faulty_files)
         bytes_u32(&b, GGUF_ARRAY);
         bytes_u64(&b, 1);
     }
-    ck_assert(!try_open(path, b.data, b.n));
+    ck_assert(!try_open(b.data, b.n));
     ck_assert_ptr_nonnull(strstr(error, "nested"));
 
     b.n = 16; /* nothing but a header is a valid file, of version 2 too */
     bytes_u64(&b, 0);
-    ck_assert(try_open(path, b.data, b.n));
+    ck_assert(try_open(b.data, b.n));
 
     ck_assert_ptr_null(gguf_open(scratch_path("missing"), error, sizeof error));
     ck_assert_ptr_nonnull(strstr(error, "No such file"));

@@ -71,14 +71,14 @@ static void check_round_trip(const tokenizer *t, const char *text, size_t length
     tokenizer_ids ids = {0};
     ck_assert_msg(tokenizer_encode(t, text, length, parse_special, &ids, error, sizeof error), "%s", error);
     size_t at = 0;
-    for (size_t i = 0; i < ids.count; i++) {
+    bool same = true; /* one assertion in all: each writes to a pipe */
+    for (size_t i = 0; i < ids.count && same; i++) {
         size_t n;
         const char *piece = tokenizer_decode(t, ids.ids[i], &n);
-        ck_assert_ptr_nonnull(piece);
-        ck_assert(n > 0 && n <= length - at && memcmp(piece, text + at, n) == 0);
+        same = piece && n > 0 && n <= length - at && memcmp(piece, text + at, n) == 0;
         at += n;
     }
-    ck_assert_uint_eq(at, length);
+    ck_assert(same && at == length);
     tokenizer_ids_free(&ids);
 }
 
