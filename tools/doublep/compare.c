@@ -86,7 +86,7 @@ static double bytes_percent(const model_counters *sparse)
     return sparse->bytes_dense ? 100 * (double)sparse->bytes / (double)sparse->bytes_dense : 0;
 }
 
-/* An answer in a column: one line, cut to the column's width in characters. */
+/* An answer in a column: its first line, cut to the column's width in characters. */
 static void print_answer(const session_answer *a)
 {
     char *const copy = utf8_valid_copy(a->text ? a->text : "", a->length);
@@ -94,7 +94,7 @@ static void print_answer(const session_answer *a)
     while (*s == ' ' || *s == '\n')
         s++;
     int width = 0;
-    for (; *s && width < ANSWER_WIDTH; width++) {
+    for (; *s && *s != '\n' && width < ANSWER_WIDTH; width++) {
         putchar((unsigned char)*s < ' ' ? ' ' : *s);
         for (s++; ((unsigned char)*s & 0xc0) == 0x80; s++)
             putchar(*s);
@@ -145,18 +145,31 @@ static json_t *totals_json(const totals *t)
     return o;
 }
 
+/* How many tokens the expected answer has; 0 and a message on failure. */
+static size_t count_tokens(const tokenizer *t, const char *text, char *error, size_t error_size)
+{
+    tokenizer_ids ids = {0};
+    const bool done = tokenizer_encode(t, text, strlen(text), false, &ids, error, error_size);
+    const size_t n = done && ids.count == 0 ? 1 : ids.count; /* an empty answer still takes a token to be wrong */
+    tokenizer_ids_free(&ids);
+    return n;
+}
+
 /* One prompt: prints its row, or adds its report to `results`. */
 static bool compare_one(const compare_options *o, model_context *context, const prompt_record *record, totals *t,
                         json_t *results, char *error, size_t error_size)
 {
     const model_options *const common = &o->common;
     const model *const m = model_context_model(context);
-    const session_settings settings = {.max_tokens = common->max_tokens};
+    const session_settings settings = {
+        .max_tokens = common->max_tokens ? common->max_tokens
+                                         : count_tokens(m->tokenizer, record->answer, error, error_size)};
     session_prefill_result prefill = {0};
     session_answer answers[SESSION_MAX_METHODS] = {0};
-    session_prompt prompt;
-    bool done = session_prompt_create(&prompt, m->tokenizer, record->context, record->context_length, record->question,
-                                      record->question_length, error, error_size) &&
+    session_prompt prompt = {0};
+    bool done = settings.max_tokens > 0 &&
+                session_prompt_create(&prompt, m->tokenizer, record->context, record->context_length,
+                                      record->question, record->question_length, error, error_size) &&
                 model_context_reset(context, error, error_size);
     if (done) {
         progress bar;

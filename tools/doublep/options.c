@@ -12,7 +12,7 @@ enum { KEY_ATTENTION = 0x100, KEY_BOTH, KEY_EPSILON, KEY_P1, KEY_P2, KEY_PAPER, 
 
 static const struct argp_option options_list[] = {
     {"model", 'm', "FILE", 0, "Model: a GGUF file of the Llama architecture", 1},
-    {"predict", 'n', "N", 0, "Generate at most N tokens", 1},
+    {"predict", 'n', "N", 0, "Generate at most N tokens (default: 128, or as many as the expected answer has)", 1},
     {"json", KEY_JSON, NULL, 0, "Print one JSON object, and nothing else, to stdout", 1},
     {NULL, 0, NULL, 0, "Attention:", 2},
     {"attention", KEY_ATTENTION, "METHOD", 0, "dense, double-p (default), or both as dense,double-p", 2},
@@ -32,7 +32,7 @@ static const struct argp_option options_list[] = {
 void model_options_init(model_options *options)
 {
     *options = (model_options){
-        .kv_type = DP_BF16, .chunk = 512, .max_tokens = 128, .epsilon = -1, .p1 = -1, .p2 = -1};
+        .kv_type = DP_BF16, .chunk = 512, .epsilon = -1, .p1 = -1, .p2 = -1};
 }
 
 double option_number(const struct argp_state *state, const char *name, const char *text, double min, double max)

@@ -21,7 +21,7 @@ typedef struct model_options {
     dp_pinning pinning;
     dp_type kv_type;
     uint32_t chunk;
-    size_t max_tokens;
+    size_t max_tokens; /* 0: not given */
     bool json;
     /* As given: settled in the end, when all have been seen. */
     bool dense, double_p;

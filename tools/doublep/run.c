@@ -16,6 +16,7 @@ typedef struct run_options {
     uint64_t seed;
 } run_options;
 
+enum { DEFAULT_TOKENS = 128 };
 enum { KEY_PROMPT_FILE = 0x200, KEY_QUESTION, KEY_TEMPERATURE, KEY_SEED };
 
 static const struct argp_option options_list[] = {
@@ -85,7 +86,7 @@ static int answer(const run_options *o, model_context *context, const session_pr
     progress_start(&bar, "prefill");
     bool done = session_prefill(context, prompt, common->methods, progress_show, &bar, &prefill, error, sizeof(error));
     progress_end(&bar);
-    const session_settings settings = {.max_tokens = common->max_tokens,
+    const session_settings settings = {.max_tokens = common->max_tokens ? common->max_tokens : DEFAULT_TOKENS,
                                        .temperature = o->temperature,
                                        .seed = o->seed,
                                        .on_text = common->json ? NULL : print_text};

@@ -49,7 +49,7 @@ typedef struct session_answer {
 
 typedef struct session_prefill_result {
     model_counters counters;
-    double index_ms; /* clustering after the prompt, all sequences that have an index */
+    double index_ms; /* clustering after the prompt, of the sequences whose method uses the index */
 } session_prefill_result;
 
 /* Tokens of a prompt: bos (where the model wants it) and text; the question, where there is one, is the tail. False
@@ -58,7 +58,7 @@ bool session_prompt_create(session_prompt *prompt, const tokenizer *t, const cha
                            const char *question, size_t question_length, char *error, size_t error_size);
 void session_prompt_free(session_prompt *prompt);
 
-/* Prefill, then the index of each sequence whose method (one per sequence of the context) uses it. */
+/* Prefill, then the index; a method per sequence of the context. */
 bool session_prefill(model_context *context, const session_prompt *prompt, const session_method *methods,
                      model_progress_fn progress, void *user, session_prefill_result *result, char *error,
                      size_t error_size);
