@@ -23,7 +23,7 @@ float random_uniform(void); /* in (-1, 1) */
 
 /* What a float array holds. */
 typedef enum contents {
-    ORDINARY, /* uniform in (-1, 1) */
+    ORDINARY, /* uniform in (-1, 1), now and then 0 */
     WIDE,     /* many magnitudes, from 2^-20 to 2^20 */
     DENORMAL, /* zeros and denormals among numbers around 1 */
     SPECIAL,  /* a few NaN, Inf and -Inf among ordinary numbers */
@@ -56,6 +56,7 @@ void expect_untouched(const char *what, const void *x, size_t bytes);
 size_t type_size(dp_type type);
 const char *type_name(dp_type type);
 
+TCase *table_tests(void);
 TCase *convert_tests(void);
 TCase *scores_tests(void);
 TCase *rows_tests(void);

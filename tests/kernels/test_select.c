@@ -130,6 +130,10 @@ START_TEST(cluster_mass_never_overflows)
     describe("cluster_mass of a cluster of 1e9 tokens with a huge spread");
     const float x = 3, size = 1e9f, spread = 1e30f;
     check_cluster_mass(&x, &size, &spread, 1, 3, 1e8f);
+    float mass, error, rank, sums[2];
+    kernels.cluster_mass(&x, &size, &spread, 1, 3, 1e8f, &mass, &error, &rank, sums);
+    if (!isfinite(mass) || !isfinite(error) || !isfinite(rank))
+        report_failure("mass %g, error %g, rank %g", (double)mass, (double)error, (double)rank);
 }
 END_TEST
 
