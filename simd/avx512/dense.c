@@ -151,6 +151,8 @@ static void pack(float *packed, const float *b, size_t ldb, size_t depth, size_t
     }
 }
 
+/* Measured on one Cascade Lake core (2.4 GHz under AVX-512: 154 GFLOP/s at most), oneDNN 2.6's sgemm in brackets:
+ * m 256, n 256 to 512, k 64: 131 to 134 GFLOP/s (137 to 144); m 256, n 64 to 128, k 256 to 512: 133 to 138 (126 to 146). */
 static void matmul(const float *a, size_t lda, const float *b, size_t ldb, float *c, size_t ldc, size_t m, size_t n,
                    size_t k, int accumulate)
 {
