@@ -85,6 +85,85 @@ double machine_read_bandwidth(int n_threads, size_t bytes_per_thread)
     return (double)bytes * team / median(seconds, PASSES);
 }
 
+/* ---- Gathering -------------------------------------------------------------------------------------------------- */
+
+enum { LINE_WORDS = 8, GATHER_PASSES = 5 };
+
+/* Reads the runs in the order of `order`, prefetching `ahead` lines ahead across the runs' ends. */
+WIDEST static uint64_t sum_runs(const uint64_t *words, const uint32_t *order, size_t n_runs, unsigned run_shift,
+                                size_t ahead)
+{
+    const size_t n_lines = n_runs << run_shift, mask = ((size_t)1 << run_shift) - 1;
+    uint64_t sums[LINE_WORDS] = {0}, sum = 0;
+    for (size_t i = 0; i < n_lines; i++) {
+        const size_t next = i + ahead < n_lines ? i + ahead : i;
+        const size_t later = ((size_t)order[next >> run_shift] << run_shift) + (next & mask);
+        const size_t line = ((size_t)order[i >> run_shift] << run_shift) + (i & mask);
+        __builtin_prefetch(words + later * LINE_WORDS, 0, 2);
+        for (size_t j = 0; j < LINE_WORDS; j++)
+            sums[j] += words[line * LINE_WORDS + j];
+    }
+    for (size_t j = 0; j < LINE_WORDS; j++)
+        sum += sums[j];
+    return sum;
+}
+
+/* 0 .. n - 1 in random order; NULL where memory runs out. */
+static uint32_t *create_order(size_t n, uint64_t seed)
+{
+    uint32_t *const order = malloc(n * sizeof(*order));
+    if (!order)
+        return NULL;
+    for (size_t i = 0; i < n; i++) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        const size_t j = (size_t)((seed >> 32) * (i + 1) >> 32);
+        order[i] = order[j];
+        order[j] = (uint32_t)i;
+    }
+    return order;
+}
+
+double machine_gather_bandwidth(int n_threads, size_t bytes_per_thread, size_t run_bytes)
+{
+    static const size_t distances[] = {16, 32, 64, 128};
+    enum { DISTANCES = sizeof(distances) / sizeof(distances[0]) };
+    const size_t unit = run_bytes > (2 << 20) ? run_bytes : 2 << 20;
+    const size_t bytes = (bytes_per_thread + unit - 1) / unit * unit;
+    unsigned run_shift = 0;
+    while ((size_t)LINE_WORDS * sizeof(uint64_t) << run_shift < run_bytes)
+        run_shift++;
+    double seconds[DISTANCES][GATHER_PASSES] = {{0}};
+    int team = 0, failed = 0;
+    uint64_t check = 0;
+#pragma omp parallel num_threads(n_threads) reduction(+ : failed, check)
+    {
+        uint64_t *const words = create_buffer(bytes);
+        uint32_t *const order = create_order(bytes / run_bytes, (uint64_t)omp_get_thread_num() + 1);
+        failed += !words || !order;
+#pragma omp single
+        team = omp_get_num_threads();
+        for (int pass = 0; pass < DISTANCES * GATHER_PASSES; pass++) {
+#pragma omp barrier
+            const uint64_t start = clock_ns();
+            if (words && order)
+                check += sum_runs(words, order, bytes / run_bytes, run_shift, distances[pass % DISTANCES]);
+#pragma omp barrier
+#pragma omp master
+            seconds[pass % DISTANCES][pass / DISTANCES] = (double)(clock_ns() - start) * 1e-9;
+        }
+        free(order);
+        free(words);
+    }
+    if (failed || check == 0)
+        return -1;
+    double best = median(seconds[0], GATHER_PASSES);
+    for (int i = 1; i < DISTANCES; i++) {
+        const double other = median(seconds[i], GATHER_PASSES);
+        best = other < best ? other : best;
+    }
+    return (double)bytes * team / best;
+}
+
 /* ---- Peak ----------------------------------------------------------------------------------------------------- */
 
 enum { CHAINS = 12 }; /* independent sums: more than latency times units, fewer than registers */

@@ -78,6 +78,16 @@ const char *kv_type_name(dp_type type)
     return kv_names[type];
 }
 
+dp_type option_kv_type(const struct argp_state *state, const char *text)
+{
+    return (dp_type)option_name(state, "kv", text, kv_names, DP_TYPE_COUNT);
+}
+
+dp_pinning option_pinning(const struct argp_state *state, const char *text)
+{
+    return (dp_pinning)option_name(state, "pin", text, pin_names, 3);
+}
+
 static void parse_attention(const struct argp_state *state, model_options *o, const char *text)
 {
     static const char *const names[] = {"dense", "double-p", "dense,double-p"};
@@ -157,10 +167,10 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         o->paper = true;
         return 0;
     case KEY_PIN:
-        o->pinning = (dp_pinning)option_name(state, "pin", arg, pin_names, 3);
+        o->pinning = option_pinning(state, arg);
         return 0;
     case KEY_KV:
-        o->kv_type = (dp_type)option_name(state, "kv", arg, kv_names, DP_TYPE_COUNT);
+        o->kv_type = option_kv_type(state, arg);
         return 0;
     case KEY_CHUNK:
         o->chunk = (uint32_t)option_integer(state, "chunk", arg, 1, 65536);

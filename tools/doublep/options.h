@@ -41,6 +41,10 @@ uint64_t option_integer(const struct argp_state *state, const char *name, const 
 bool model_options_open(const model_options *options, model **m, model_context **context, char *error,
                         size_t error_size);
 
+/* The type or the policy of that name; argp_error where there is none. */
+dp_type option_kv_type(const struct argp_state *state, const char *text);
+dp_pinning option_pinning(const struct argp_state *state, const char *text);
+
 /* "f32", "f16", "bf16". */
 const char *kv_type_name(dp_type type);
 
