@@ -158,6 +158,12 @@ void model_context_free(model_context *context)
     free(context);
 }
 
+void model_context_set_attention(model_context *context, model_attention_fn attention, void *user)
+{
+    context->config.attention = attention;
+    context->config.user = user;
+}
+
 const model *model_context_model(const model_context *context)
 {
     return context->m;

@@ -62,6 +62,9 @@ void model_context_free(model_context *context); /* NULL is allowed */
 /* Empties all sequences, for another prompt. */
 bool model_context_reset(model_context *context, char *error, size_t error_size);
 
+/* Replaces the attention of the config: from the next pass on. */
+void model_context_set_attention(model_context *context, model_attention_fn attention, void *user);
+
 const model *model_context_model(const model_context *context);
 dp_runtime *model_context_runtime(const model_context *context);
 uint32_t model_context_n_sequences(const model_context *context);

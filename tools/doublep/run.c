@@ -8,16 +8,20 @@
 #include "options.h"
 #include "progress.h"
 #include "report.h"
+#include "trace.h"
 
 typedef struct run_options {
     model_options common;
     const char *prompt, *prompt_file, *question;
     double temperature;
     uint64_t seed;
+    const char *record;
+    bool record_all, record_layers[TRACE_MAX_LAYERS];
+    uint64_t last_record_layer;
 } run_options;
 
 enum { DEFAULT_TOKENS = 128 };
-enum { KEY_PROMPT_FILE = 0x200, KEY_QUESTION, KEY_TEMPERATURE, KEY_SEED };
+enum { KEY_PROMPT_FILE = 0x200, KEY_QUESTION, KEY_TEMPERATURE, KEY_SEED, KEY_RECORD, KEY_RECORD_LAYERS };
 
 static const struct argp_option options_list[] = {
     {"prompt", 'p', "TEXT", 0, "The prompt", 0},
@@ -25,8 +29,21 @@ static const struct argp_option options_list[] = {
     {"question", KEY_QUESTION, "TEXT", 0, "Follows the prompt, token by token through the chosen attention", 0},
     {"temperature", KEY_TEMPERATURE, "X", 0, "Sample from softmax(logits / X) (default 0: the likeliest token)", 0},
     {"seed", KEY_SEED, "S", 0, "Seed of the random numbers (default 0)", 0},
+    {"record", KEY_RECORD, "FILE", 0, "Write keys, values and decode queries to FILE, for `doublep bench --trace`", 0},
+    {"record-layers", KEY_RECORD_LAYERS, "N[,N...]", 0, "Record only these layers, counted from 0", 0},
     {0},
 };
+
+static void parse_layers(struct argp_state *state, run_options *o, char *list)
+{
+    char *rest = NULL;
+    o->record_all = false;
+    for (char *part = strtok_r(list, ",", &rest); part; part = strtok_r(NULL, ",", &rest)) {
+        const uint64_t layer = option_integer(state, "record-layers", part, 0, TRACE_MAX_LAYERS - 1);
+        o->record_layers[layer] = true;
+        o->last_record_layer = layer > o->last_record_layer ? layer : o->last_record_layer;
+    }
+}
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -50,12 +67,20 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case KEY_SEED:
         o->seed = option_integer(state, "seed", arg, 0, UINT64_MAX);
         return 0;
+    case KEY_RECORD:
+        o->record = arg;
+        return 0;
+    case KEY_RECORD_LAYERS:
+        parse_layers(state, o, arg);
+        return 0;
     case ARGP_KEY_ARG:
         argp_error(state, "\"%s\" is not an option; a prompt goes with --prompt", arg);
         return 0;
     case ARGP_KEY_END:
         if (!o->prompt == !o->prompt_file)
             argp_error(state, "one of --prompt and --prompt-file is needed");
+        if (!o->record && !o->record_all)
+            argp_error(state, "--record-layers needs --record");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -124,12 +149,29 @@ static int answer(const run_options *o, model_context *context, const session_pr
     return done ? 0 : fail(EXIT_RUNTIME, error);
 }
 
+static bool start_recording(const run_options *o, const model *m, model_context *context, trace_writer **recorder,
+                            char *error, size_t error_size)
+{
+    if (!o->record)
+        return true;
+    if (o->last_record_layer >= m->shape.n_layers) {
+        snprintf(error, error_size, "--record-layers has %llu, the model's layers are 0 to %u",
+                 (unsigned long long)o->last_record_layer, m->shape.n_layers - 1);
+        return false;
+    }
+    *recorder = trace_writer_create(o->record, &m->shape, o->record_all ? NULL : o->record_layers, error, error_size);
+    if (*recorder)
+        model_context_set_attention(context, trace_writer_attend, *recorder);
+    return *recorder != NULL;
+}
+
 static int run(const run_options *o, const char *text, size_t length)
 {
     char error[512];
     model *m = NULL;
     model_context *context = NULL;
     session_prompt prompt = {0};
+    trace_writer *recorder = NULL;
     int status;
     if (!model_options_open(&o->common, &m, &context, error, sizeof(error))) {
         status = fail(EXIT_RUNTIME, error);
@@ -140,9 +182,13 @@ static int run(const run_options *o, const char *text, size_t length)
         snprintf(error, sizeof(error), "the prompt has %zu tokens, more than the model's context of %u",
                  prompt.prefill.count + prompt.tail.count, m->shape.n_context);
         status = fail(EXIT_USAGE, error);
+    } else if (!start_recording(o, m, context, &recorder, error, sizeof(error))) {
+        status = fail(EXIT_RUNTIME, error);
     } else {
         status = answer(o, context, &prompt);
     }
+    if (!trace_writer_finish(recorder, error, sizeof(error)) && status == 0)
+        status = fail(EXIT_RUNTIME, error);
     session_prompt_free(&prompt);
     model_context_free(context);
     model_free(m);
@@ -160,7 +206,7 @@ int cmd_run(int argc, char **argv)
                "the chosen attention. The answer goes to stdout, a table of times and bytes to stderr.",
         .children = children,
     };
-    run_options o = {0};
+    run_options o = {.record_all = true};
     model_options_init(&o.common);
     if (argp_parse(&argp, argc, argv, 0, NULL, &o) != 0)
         return EXIT_USAGE;
