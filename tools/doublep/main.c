@@ -15,6 +15,7 @@ typedef struct command {
 static const command commands[] = {
     {"run", "Answer a prompt with a GGUF model, dense or with Double-P attention", cmd_run},
     {"compare", "Answer prompts from a file both ways, side by side", cmd_compare},
+    {"eval", "Compare methods of attention with dense attention: accuracy against bytes", cmd_eval},
     {"convert", "Make a GGUF file from a folder with safetensors", cmd_convert},
     {"bench", "Measure the decode step, dense and with Double-P, on this machine", cmd_bench},
     {"info", "Show this machine and this build, measure bandwidth and peak", cmd_info},

@@ -70,6 +70,8 @@ static bool add_line(prompt_list *list, const json_t *line, const char *select)
     r.context = copy_member(line, "context", &r.context_length);
     r.question = copy_member(line, "question", &r.question_length);
     r.answer = copy_member(line, "answer", &ignored);
+    const json_int_t n_context = json_integer_value(json_object_get(line, "ctx"));
+    r.n_context = n_context > 0 && n_context <= UINT32_MAX ? (uint32_t)n_context : 0;
     prompt_record *const records = realloc(list->records, (list->count + 1) * sizeof(*records));
     if (records)
         list->records = records;

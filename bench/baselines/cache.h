@@ -1,0 +1,55 @@
+/* cache.h: the keys and values of all layers in token order, in the type that they are stored in: what the baselines
+ * attend to, and what every method's output is judged by. */
+#ifndef DOUBLEP_BENCH_CACHE_H
+#define DOUBLEP_BENCH_CACHE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "doublep/doublep.h"
+#include "kv/rows.h"
+
+typedef struct method_cache {
+    dp_runtime *runtime;
+    const dp_kernels *kernels;
+    uint32_t n_layers, n_query_heads, n_kv_heads;
+    uint32_t group; /* query heads per KV head */
+    dp_row_format format;
+    float scale;
+    size_t capacity;    /* tokens per layer */
+    uint64_t *n_tokens; /* [n_layers] */
+    char *k, *v;        /* [n_layers][n_kv_heads][capacity] rows */
+} method_cache;
+
+/* Room for `capacity` tokens of the shape and type of a sequence's config; NULL where there is no memory. */
+method_cache *method_cache_create(dp_runtime *runtime, const dp_sequence_config *config, size_t capacity);
+void method_cache_free(method_cache *cache); /* NULL is allowed */
+
+/* Appends n tokens as dp_append takes them; false where they do not fit. */
+bool method_cache_append(method_cache *cache, uint32_t layer, size_t n, const float *k, size_t k_stride, const float *v,
+                         size_t v_stride);
+
+/* Forgets all but the first n tokens. */
+void method_cache_truncate(method_cache *cache, uint64_t n_tokens);
+
+/* Tokens first .. first + n - 1 of a layer as f32 in the order of dp_append: k[n][n_kv_heads][key_dim], v likewise. */
+void method_cache_read(const method_cache *cache, uint32_t layer, uint64_t first, size_t n, float *k, float *v);
+
+static inline char *method_cache_keys(const method_cache *c, uint32_t layer, uint32_t kv_head)
+{
+    return c->k + ((size_t)layer * c->n_kv_heads + kv_head) * c->capacity * c->format.key_bytes;
+}
+
+static inline char *method_cache_values(const method_cache *c, uint32_t layer, uint32_t kv_head)
+{
+    return c->v + ((size_t)layer * c->n_kv_heads + kv_head) * c->capacity * c->format.value_bytes;
+}
+
+/* Bytes that dense attention reads for one token of a layer's length. */
+static inline uint64_t method_cache_dense_bytes(const method_cache *c, uint32_t layer)
+{
+    return c->n_tokens[layer] * c->n_kv_heads * (c->format.key_bytes + c->format.value_bytes);
+}
+
+#endif
