@@ -49,20 +49,28 @@ typedef float (*dp_max_fn)(const float *x, size_t n);
  * returns the sum. Arguments below -87 may give 0; relative error of exp at most 4 ulp. NaN stays NaN. */
 typedef float (*dp_exp_sum_fn)(float *x, size_t n, float max);
 
-/* Stage 1, first half: out[i] = base + scale * out[i] + half * spread[i] in place, for clusters with size[i] > 0,
- * -Inf for the padding (size 0). Returns the largest (NaN passed over). */
-typedef float (*dp_cluster_logits_fn)(float *x, const float *size, const float *spread, size_t n, float base,
-                                      float scale, float half);
+/* Stage 1, first half: in place, for clusters with size[i] > 0, with the standard deviation of the logits in the cluster
+ * sigma = sqrt(variance * spread[i]) and limit[i] = sqrt(2 log size[i]),
+ *   x[i] = base + scale * x[i] + m (sigma - m / 2),  m = min(sigma, limit[i]);
+ * -Inf for the padding (size 0). Returns the largest (NaN passed over). The last term is the logarithm of the mean of
+ * exp(deviation from the mean logit): sigma^2 / 2 for normally distributed deviations, as long as a sample of size[i]
+ * has any so large; beyond that the largest of the sample decides, which is about limit * sigma, and the mass grows no
+ * faster (the random energy model's freezing: B. Derrida, Phys. Rev. B 24, 2613, 1981). variance, spread >= 0. */
+typedef float (*dp_cluster_logits_fn)(float *x, const float *size, const float *spread, const float *limit, size_t n,
+                                      float base, float scale, float variance);
 
 /* Stage 1, second half, per cluster i with y = exp(x[i] - max) (max finite or -Inf, as in exp_sum):
- *   mass[i]  = size[i] * y                                        estimated mass, in units of exp(max)
- *   rank[i]  = size[i] * y^2 * min(expm1(variance * spread[i]), 1e30)  expected squared error per token refined
- *   error[i] = size[i] * rank[i]                                  expected squared error of leaving it approximated
- * rank and error are capped at FLT_MAX: no overflow to Inf for finite input with x[i] <= max. (Their sum can overflow.)
- * Below y = 2^-60 rank and error may be 0. size[i] = 0 gives three zeros. sums[0] = sum of mass, sums[1] = sum of error. Relative error of expm1 at most 1e-5
- * (absolute 1e-7 for small arguments will do). variance >= 0, spread >= 0. */
-typedef void (*dp_cluster_mass_fn)(const float *x, const float *size, const float *spread, size_t n, float max,
-                                   float variance, float *mass, float *error, float *rank, float sums[2]);
+ *   mass[i]  = size[i] * y                                          estimated mass, in units of exp(max)
+ *   error[i] = mass[i]^2 * min(expm1(variance * spread[i]), size[i] - 1)  expected squared error of leaving the cluster
+ *              approximated: the relative variance of a lognormal weight, which no sample of that size exceeds
+ * size[i] = 0 gives zeros; error may be 0 where y is below 2^-60. Returns the sum of mass. mass may be x. Relative error
+ * of expm1 at most 1e-5 (absolute 1e-7 for small arguments will do). variance, spread >= 0, size <= 1e9. */
+typedef float (*dp_cluster_mass_fn)(const float *x, const float *size, const float *spread, size_t n, float max,
+                                    float variance, float *mass, float *error);
+
+/* Where !(mass[i] < keep): flags[i] |= 1 and joint[i] += weight * error[i]. */
+typedef void (*dp_keep_clusters_fn)(const float *mass, const float *error, size_t n, float keep, float weight,
+                                    float *joint, uint8_t *flags);
 
 /* Sum of value[i] over all i with !(rank[i] < threshold): a NaN rank counts. */
 typedef float (*dp_sum_at_least_fn)(const float *rank, const float *value, size_t n, float threshold);
@@ -100,6 +108,7 @@ typedef struct dp_kernels {
     dp_exp_sum_fn exp_sum;
     dp_cluster_logits_fn cluster_logits;
     dp_cluster_mass_fn cluster_mass;
+    dp_keep_clusters_fn keep_clusters;
     dp_sum_at_least_fn sum_at_least;
     dp_nearest_fn nearest;
     dp_axpy_fn axpy;

@@ -213,16 +213,21 @@ typedef enum dp_refine {
 
 /* Selection, per query head, over clusters i of size s_i, centroid c_i, mean value v_i, dispersion u_i (mean over tokens
  * and dimensions of (k - c_i)^2), with d = key_dim:
- *   estimated log-mass   m_i = scale * q.c_i + log s_i + 0.5 * scale^2 * |q|^2 * u_i      (last term: dispersion)
+ *   estimated log-mass   m_i = scale * q.c_i + log s_i + g(sigma_i),  sigma_i = scale * |q| * sqrt(u_i)
+ *                        g(sigma) = sigma^2 / 2 up to sigma = L_i = sqrt(2 log s_i), beyond that L_i sigma - L_i^2 / 2
  *   total                T   = E + sum_i exp(m_i), E = sum of exp(logit) over the exact tokens: sink, window, pending
  *   stage 1 keeps the smallest set of clusters with E + mass >= p1 * T
  *   stage 2 refines, token by token, of that set:
- *     DP_REFINE_BUDGET: clusters in order of expected squared error e_i = exp(2 m_i) (exp(scale^2 |q|^2 u_i) - 1) per
- *                       token, until the sum of e_i over the rest is at most (epsilon * T)^2
+ *     DP_REFINE_BUDGET: with the expected squared error of leaving a cluster approximated,
+ *                         e_i = exp(2 m_i) min(exp(sigma_i^2) - 1, s_i - 1),
+ *                       clusters in order of the sum over the group's query heads of e_i / (epsilon * T)^2 per token, until
+ *                       that sum over the clusters that are left is at most one per query head
  *     DP_REFINE_TOP_P:  the smallest set with E + mass >= p2 * T
  *   the others of the set contribute exp(m_i) * v_i; clusters outside it are dropped.
- * The query heads of a KV head share the union of their sets. Sources: arXiv 2602.05191 for the two stages; the
- * dispersion is the second cumulant of the logits in a cluster whose keys spread alike in all dimensions. */
+ * The query heads of a KV head share the union of their sets. Sources: arXiv 2602.05191 for the two stages. g is the
+ * log of the mean of exp(deviation) of s_i logits that spread normally: the second cumulant, frozen where a sample of
+ * that size has no larger deviations (Derrida's random energy model, Phys. Rev. B 24, 2613). Errors of different
+ * clusters are independent and add in quadrature. */
 typedef struct dp_attention_params {
     uint32_t struct_size;
     dp_method method;     /* default DP_DOUBLE_P */

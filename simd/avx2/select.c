@@ -2,19 +2,20 @@
  * past the end are loaded as 0: a size of 0, padding. */
 #include "avx2.h"
 
-#include <float.h>
 
-static float cluster_logits(float *x, const float *size, const float *spread, size_t n, float base, float scale,
-                            float half)
+static float cluster_logits(float *x, const float *size, const float *spread, const float *limit, size_t n, float base,
+                            float scale, float variance)
 {
     const __m256 lowest = _mm256_set1_ps(-INFINITY), offset = _mm256_set1_ps(base), factor = _mm256_set1_ps(scale),
-                 spread_factor = _mm256_set1_ps(half);
+                 spread_factor = _mm256_set1_ps(variance), half = _mm256_set1_ps(0.5f);
     __m256 largest = lowest;
     for (size_t i = 0; i < n; i += 8) {
         const size_t left = n - i;
         const __m256 real = _mm256_cmp_ps(dp_load_first(size + i, left), _mm256_setzero_ps(), _CMP_GT_OQ);
         const __m256 score = _mm256_fmadd_ps(factor, dp_load_first(x + i, left), offset);
-        const __m256 logit = _mm256_fmadd_ps(spread_factor, dp_load_first(spread + i, left), score);
+        const __m256 sigma = _mm256_sqrt_ps(_mm256_mul_ps(spread_factor, dp_load_first(spread + i, left)));
+        const __m256 m = _mm256_min_ps(dp_load_first(limit + i, left), sigma);
+        const __m256 logit = _mm256_fmadd_ps(m, _mm256_fnmadd_ps(half, m, sigma), score);
         const __m256 kept = _mm256_blendv_ps(lowest, logit, real);
         dp_store_first(x + i, left, kept);
         largest = _mm256_max_ps(kept, largest); /* the second operand where the first is NaN */
@@ -22,42 +23,54 @@ static float cluster_logits(float *x, const float *size, const float *spread, si
     return dp_max_lane(largest);
 }
 
-/* min(expm1(x), 1e30) for x >= 0; NaN stays. */
-DP_INLINE __m256 capped_expm1(__m256 x)
+/* expm1(x) for x >= 0, large enough above 80; NaN stays. */
+DP_INLINE __m256 bounded_expm1(__m256 x)
 {
     const __m256 one = _mm256_set1_ps(1);
-    const dp_exp_parts parts = dp_exp_split(_mm256_min_ps(_mm256_set1_ps(80), x)); /* exp(80) is above the cap */
+    const dp_exp_parts parts = dp_exp_split(_mm256_min_ps(_mm256_set1_ps(80), x));
     const __m256 power = dp_power_of_2(parts.n);
-    const __m256 result = _mm256_fmadd_ps(power, parts.tail, _mm256_sub_ps(power, one));
-    return _mm256_min_ps(_mm256_set1_ps(1e30f), result);
+    return _mm256_fmadd_ps(power, parts.tail, _mm256_sub_ps(power, one));
 }
 
-static void cluster_mass(const float *x, const float *size, const float *spread, size_t n, float max, float variance,
-                         float *mass, float *error, float *rank, float sums[2])
+static float cluster_mass(const float *x, const float *size, const float *spread, size_t n, float max, float variance,
+                          float *mass, float *error)
 {
     const __m256 origin = _mm256_set1_ps(max == -INFINITY ? 0 : max), factor = _mm256_set1_ps(variance),
-                 bound = _mm256_set1_ps(FLT_MAX);
-    __m256 mass_sum = _mm256_setzero_ps(), error_sum = _mm256_setzero_ps();
+                 one = _mm256_set1_ps(1);
+    __m256 sum = _mm256_setzero_ps();
     for (size_t i = 0; i < n; i += 8) {
         const size_t left = n - i;
         const __m256 s = dp_load_first(size + i, left);
         const __m256 real = _mm256_cmp_ps(s, _mm256_setzero_ps(), _CMP_GT_OQ);
         const __m256 y = dp_exp(_mm256_sub_ps(dp_load_first(x + i, left), origin));
         const __m256 m = _mm256_and_ps(real, _mm256_mul_ps(s, y));
-        const __m256 growth = capped_expm1(_mm256_mul_ps(factor, dp_load_first(spread + i, left)));
-        /* y^2 of tiny y would be denormal, which costs more than a hundred cycles; it counts for nothing */
-        const __m256 counts = _mm256_cmp_ps(y, _mm256_set1_ps(0x1p-60f), _CMP_NLT_UQ);
-        const __m256 square = _mm256_mul_ps(m, _mm256_and_ps(counts, y));
-        const __m256 r = _mm256_and_ps(real, _mm256_min_ps(bound, _mm256_mul_ps(square, growth)));
-        const __m256 e = _mm256_and_ps(real, _mm256_min_ps(bound, _mm256_mul_ps(s, r)));
+        const __m256 growth = bounded_expm1(_mm256_mul_ps(factor, dp_load_first(spread + i, left)));
+        /* the square of a tiny y would be denormal, which costs more than a hundred cycles; it counts for nothing */
+        const __m256 counts = _mm256_and_ps(real, _mm256_cmp_ps(y, _mm256_set1_ps(0x1p-60f), _CMP_NLT_UQ));
+        const __m256 counted = _mm256_and_ps(counts, m);
+        const __m256 e = _mm256_mul_ps(_mm256_mul_ps(counted, counted),
+                                       _mm256_min_ps(_mm256_sub_ps(s, one), growth));
         dp_store_first(mass + i, left, m);
-        dp_store_first(rank + i, left, r);
-        dp_store_first(error + i, left, e);
-        mass_sum = _mm256_add_ps(mass_sum, m);
-        error_sum = _mm256_add_ps(error_sum, e);
+        dp_store_first(error + i, left, _mm256_and_ps(real, e));
+        sum = _mm256_add_ps(sum, m);
     }
-    sums[0] = dp_sum_lanes(mass_sum);
-    sums[1] = dp_sum_lanes(error_sum);
+    return dp_sum_lanes(sum);
+}
+
+static void keep_clusters(const float *mass, const float *error, size_t n, float keep, float weight, float *joint,
+                          uint8_t *flags)
+{
+    const __m256 bound = _mm256_set1_ps(keep), factor = _mm256_set1_ps(weight);
+    for (size_t i = 0; i < n; i += 8) {
+        const size_t left = n - i;
+        const __m256 kept = _mm256_cmp_ps(dp_load_first(mass + i, left), bound, _CMP_NLT_UQ);
+        const __m256 old = dp_load_first(joint + i, left);
+        const __m256 sum = _mm256_fmadd_ps(factor, dp_load_first(error + i, left), old);
+        dp_store_first(joint + i, left, _mm256_blendv_ps(old, sum, kept));
+        const unsigned bits = (unsigned)_mm256_movemask_ps(kept);
+        for (size_t j = 0; j < 8 && j < left; j++)
+            flags[i + j] |= (uint8_t)(bits >> j & 1);
+    }
 }
 
 static float sum_at_least(const float *rank, const float *value, size_t n, float threshold)
@@ -114,6 +127,7 @@ void dp_avx2_init_select(dp_kernels *k)
 {
     k->cluster_logits = cluster_logits;
     k->cluster_mass = cluster_mass;
+    k->keep_clusters = keep_clusters;
     k->sum_at_least = sum_at_least;
     k->nearest = nearest;
 }

@@ -1,20 +1,21 @@
 /* AVX-512 stage 1 and nearest centroid: estimated logits and masses of clusters, and the sums that selection bisects. */
 #include "avx512.h"
 
-#include <float.h>
 
-static float cluster_logits(float *x, const float *size, const float *spread, size_t n, float base, float scale,
-                            float half)
+static float cluster_logits(float *x, const float *size, const float *spread, const float *limit, size_t n, float base,
+                            float scale, float variance)
 {
     const __m512 lowest = _mm512_set1_ps(-INFINITY), offset = _mm512_set1_ps(base), factor = _mm512_set1_ps(scale),
-                 spread_factor = _mm512_set1_ps(half);
+                 spread_factor = _mm512_set1_ps(variance), half = _mm512_set1_ps(0.5f);
     __m512 largest = lowest;
     for (size_t i = 0; i < n; i += 16) {
         const __mmask16 mask = dp_mask16(n - i);
         const __mmask16 real = _mm512_mask_cmp_ps_mask(mask, _mm512_maskz_loadu_ps(mask, size + i),
                                                        _mm512_setzero_ps(), _CMP_GT_OQ);
         const __m512 score = _mm512_fmadd_ps(factor, _mm512_maskz_loadu_ps(mask, x + i), offset);
-        const __m512 logit = _mm512_fmadd_ps(spread_factor, _mm512_maskz_loadu_ps(mask, spread + i), score);
+        const __m512 sigma = _mm512_sqrt_ps(_mm512_mul_ps(spread_factor, _mm512_maskz_loadu_ps(mask, spread + i)));
+        const __m512 m = _mm512_min_ps(_mm512_maskz_loadu_ps(mask, limit + i), sigma);
+        const __m512 logit = _mm512_fmadd_ps(m, _mm512_fnmadd_ps(half, m, sigma), score);
         const __m512 kept = _mm512_mask_mov_ps(lowest, real, logit);
         _mm512_mask_storeu_ps(x + i, mask, kept);
         largest = _mm512_max_ps(kept, largest); /* the second operand where the first is NaN */
@@ -22,42 +23,52 @@ static float cluster_logits(float *x, const float *size, const float *spread, si
     return _mm512_reduce_max_ps(largest);
 }
 
-/* min(expm1(x), 1e30) for x >= 0; NaN stays. */
-DP_INLINE __m512 capped_expm1(__m512 x)
+/* expm1(x) for x >= 0, large enough above 80; NaN stays. */
+DP_INLINE __m512 bounded_expm1(__m512 x)
 {
     const __m512 one = _mm512_set1_ps(1);
-    const dp_exp_parts parts = dp_exp_split(_mm512_min_ps(_mm512_set1_ps(80), x)); /* exp(80) is above the cap */
+    const dp_exp_parts parts = dp_exp_split(_mm512_min_ps(_mm512_set1_ps(80), x));
     const __m512 power = _mm512_scalef_ps(one, parts.n);
-    const __m512 result = _mm512_fmadd_ps(power, parts.tail, _mm512_sub_ps(power, one));
-    return _mm512_min_ps(_mm512_set1_ps(1e30f), result);
+    return _mm512_fmadd_ps(power, parts.tail, _mm512_sub_ps(power, one));
 }
 
-static void cluster_mass(const float *x, const float *size, const float *spread, size_t n, float max, float variance,
-                         float *mass, float *error, float *rank, float sums[2])
+static float cluster_mass(const float *x, const float *size, const float *spread, size_t n, float max, float variance,
+                          float *mass, float *error)
 {
     const __m512 origin = _mm512_set1_ps(max == -INFINITY ? 0 : max), factor = _mm512_set1_ps(variance),
-                 bound = _mm512_set1_ps(FLT_MAX);
-    __m512 mass_sum = _mm512_setzero_ps(), error_sum = _mm512_setzero_ps();
+                 one = _mm512_set1_ps(1);
+    __m512 sum = _mm512_setzero_ps();
     for (size_t i = 0; i < n; i += 16) {
         const __mmask16 mask = dp_mask16(n - i);
         const __m512 s = _mm512_maskz_loadu_ps(mask, size + i);
         const __mmask16 real = _mm512_mask_cmp_ps_mask(mask, s, _mm512_setzero_ps(), _CMP_GT_OQ);
         const __m512 y = dp_exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + i), origin));
         const __m512 m = _mm512_maskz_mul_ps(real, s, y);
-        const __m512 growth = capped_expm1(_mm512_mul_ps(factor, _mm512_maskz_loadu_ps(mask, spread + i)));
-        /* y^2 of tiny y would be denormal, which costs more than a hundred cycles; it counts for nothing */
+        const __m512 growth = bounded_expm1(_mm512_mul_ps(factor, _mm512_maskz_loadu_ps(mask, spread + i)));
+        /* the square of a tiny y would be denormal, which costs more than a hundred cycles; it counts for nothing */
         const __mmask16 counts = _mm512_mask_cmp_ps_mask(real, y, _mm512_set1_ps(0x1p-60f), _CMP_NLT_UQ);
-        const __m512 square = _mm512_maskz_mul_ps(counts, m, y);
-        const __m512 r = _mm512_maskz_min_ps(real, bound, _mm512_mul_ps(square, growth));
-        const __m512 e = _mm512_maskz_min_ps(real, bound, _mm512_mul_ps(s, r));
+        const __m512 square = _mm512_maskz_mul_ps(counts, m, m);
         _mm512_mask_storeu_ps(mass + i, mask, m);
-        _mm512_mask_storeu_ps(rank + i, mask, r);
-        _mm512_mask_storeu_ps(error + i, mask, e);
-        mass_sum = _mm512_add_ps(mass_sum, m);
-        error_sum = _mm512_add_ps(error_sum, e);
+        _mm512_mask_storeu_ps(error + i, mask,
+                              _mm512_maskz_mul_ps(real, square, _mm512_min_ps(_mm512_sub_ps(s, one), growth)));
+        sum = _mm512_add_ps(sum, m);
     }
-    sums[0] = _mm512_reduce_add_ps(mass_sum);
-    sums[1] = _mm512_reduce_add_ps(error_sum);
+    return _mm512_reduce_add_ps(sum);
+}
+
+static void keep_clusters(const float *mass, const float *error, size_t n, float keep, float weight, float *joint,
+                          uint8_t *flags)
+{
+    const __m512 bound = _mm512_set1_ps(keep), factor = _mm512_set1_ps(weight);
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 mask = dp_mask16(n - i);
+        const __mmask16 kept =
+            _mm512_mask_cmp_ps_mask(mask, _mm512_maskz_loadu_ps(mask, mass + i), bound, _CMP_NLT_UQ);
+        const __m512 sum = _mm512_maskz_loadu_ps(kept, joint + i);
+        _mm512_mask_storeu_ps(joint + i, kept, _mm512_fmadd_ps(factor, _mm512_maskz_loadu_ps(kept, error + i), sum));
+        const __m128i bits = _mm_maskz_loadu_epi8(mask, flags + i);
+        _mm_mask_storeu_epi8(flags + i, kept, _mm_or_si128(bits, _mm_set1_epi8(1)));
+    }
 }
 
 static float sum_at_least(const float *rank, const float *value, size_t n, float threshold)
@@ -109,6 +120,7 @@ void dp_avx512_init_select(dp_kernels *k)
 {
     k->cluster_logits = cluster_logits;
     k->cluster_mass = cluster_mass;
+    k->keep_clusters = keep_clusters;
     k->sum_at_least = sum_at_least;
     k->nearest = nearest;
 }

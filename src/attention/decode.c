@@ -29,12 +29,13 @@ static void carve(dp_step *step, dp_scratch *scratch) {
     for (size_t h = 0; h < n_heads; h++) {
         const dp_head *const head = &step->layer->heads[h];
         dp_head_step plan = {.head = head, .n_positions = step->sparse ? (size_t)head->n_panels * DP_PANEL : 0};
-        const size_t scores = rows * plan.n_positions * sizeof(float);
+        const size_t positions = plan.n_positions * sizeof(float);
         if (q) plan.q = q + h * rows * s->format.key_dim;
         plan.variance = dp_scratch_take(scratch, rows * sizeof *plan.variance);
-        plan.mass = dp_scratch_take(scratch, scores);
-        plan.error = dp_scratch_take(scratch, scores);
-        plan.rank = dp_scratch_take(scratch, scores);
+        plan.mass = dp_scratch_take(scratch, rows * positions);
+        plan.error = dp_scratch_take(scratch, positions);
+        plan.joint = dp_scratch_take(scratch, positions);
+        plan.rank = dp_scratch_take(scratch, positions);
         plan.flags = dp_scratch_take(scratch, plan.n_positions);
         plan.reference = dp_scratch_take(scratch, rows * sizeof *plan.reference);
         plan.dropped = dp_scratch_take(scratch, rows * sizeof *plan.dropped);

@@ -99,7 +99,7 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h) {
             }
         }
         flags += segment->n_panels * DP_PANEL;
-        h->counts.bytes_centroids += (uint64_t)segment->n_panels * DP_PANEL * (f->key_dim * 2 + 2 * sizeof(float)) +
+        h->counts.bytes_centroids += (uint64_t)segment->n_panels * DP_PANEL * (f->key_dim * 2 + 3 * sizeof(float)) +
                                      f->key_dim * sizeof(float);
     }
     cut_items(step, h, first);

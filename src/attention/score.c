@@ -45,8 +45,9 @@ void dp_score_run(const dp_step *step, const dp_score_task *task, float *task_ma
                                 h->n_positions);
     for (size_t r = 0; r < step->rows; r++) {
         const float base = scale * step->kernels->dot(h->q + r * dim, segment->mean_key, dim);
-        const float half = step->params.dispersion ? 0.5f * h->variance[r] : 0.0f;
+        const float variance = step->params.dispersion ? h->variance[r] : 0.0f;
         task_max[r] = step->kernels->cluster_logits(scores + r * h->n_positions, segment->size + first,
-                                                    segment->spread + first, n, base, scale, half);
+                                                    segment->spread + first, segment->limit + first, n, base, scale,
+                                                    variance);
     }
 }

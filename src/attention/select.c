@@ -37,7 +37,7 @@ static float floor_threshold(const float *mass, size_t n, uint32_t n_wanted, flo
 }
 
 /* Masses and expected errors of one query row; returns the mass of the clusters and of the exact tokens. */
-static void measure(const dp_step *step, dp_head_step *h, size_t row, double *clusters, double *exact, double *errors) {
+static void measure(const dp_step *step, dp_head_step *h, size_t row, double *clusters, double *exact) {
     float reference = -INFINITY;
     for (uint32_t t = h->first_task; t < h->first_task + h->n_tasks; t++)
         reference = fmaxf(reference, step->task_max[t * step->rows + row]);
@@ -51,61 +51,67 @@ static void measure(const dp_step *step, dp_head_step *h, size_t row, double *cl
         const float *const p = h->partials + i * stride + row * 2;
         if (p[0] > -INFINITY || p[1] != p[1]) *exact += p[1] * exp((double)p[0] - reference);
     }
-    *clusters = *errors = 0;
+    *clusters = 0;
     const size_t at = row * h->n_positions;
     size_t position = 0;
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const dp_segment *const segment = &h->head->segments[s];
         const size_t n = (size_t)segment->n_panels * DP_PANEL;
-        float sums[2];
-        step->kernels->cluster_mass(h->mass + at + position, segment->size, segment->spread, n, reference,
-                                    h->variance[row], h->mass + at + position, h->error + at + position,
-                                    h->rank + at + position, sums);
-        *clusters += sums[0];
-        *errors += sums[1];
+        *clusters += step->kernels->cluster_mass(h->mass + at + position, segment->size, segment->spread, n, reference,
+                                                 h->variance[row], h->mass + at + position, h->error + position);
         position += n;
     }
 }
 
-/* Marks what one query row wants. */
-static void select_row(const dp_step *step, dp_head_step *h, size_t row) {
+static void mark(dp_head_step *h, const float *rank, float threshold, uint8_t flags) {
+    for (size_t i = 0; i < h->n_positions; i++) h->flags[i] |= rank[i] < threshold ? 0 : flags;
+}
+
+/* Marks what one query row wants, and adds its expected errors to those of the others. False where the masses are not
+ * finite. */
+static bool select_row(const dp_step *step, dp_head_step *h, size_t row) {
     const dp_attention_params *const p = &step->params;
     const size_t n = h->n_positions;
-    float *const mass = h->mass + row * n, *const error = h->error + row * n, *const rank = h->rank + row * n;
-    double clusters, exact, errors;
-    measure(step, h, row, &clusters, &exact, &errors);
+    const float *const mass = h->mass + row * n;
+    double clusters, exact;
+    measure(step, h, row, &clusters, &exact);
     if (!p->exact_mass) exact = 0;
     const double total = clusters + exact;
-    uint8_t *const flags = h->flags;
-    if (!isfinite(total)) { /* NaN or Inf somewhere: read everything, so that it shows as in dense attention */
-        memset(flags, SELECT_ESTIMATE | SELECT_REFINE, n);
-        return;
-    }
+    if (!isfinite(total)) return false;
 
     const float keep = p->p1 >= 1 ? 0.0f : find_threshold(step, mass, mass, n, p->p1 * total - exact, 60.0f);
-    float refine;
-    const float *key = mass;
     if (p->refine == DP_REFINE_TOP_P) {
-        refine = p->p2 >= 1 ? 0.0f : find_threshold(step, mass, mass, n, p->p2 * total - exact, 60.0f);
-    } else if (p->epsilon <= 0 || !isfinite(errors)) {
-        refine = 0.0f;
+        const float refine = p->p2 >= 1 ? 0.0f : find_threshold(step, mass, mass, n, p->p2 * total - exact, 60.0f);
+        mark(h, mass, keep, SELECT_ESTIMATE);
+        mark(h, mass, refine, SELECT_ESTIMATE | SELECT_REFINE);
     } else {
-        double kept = 0;
-        for (size_t i = 0; i < n; i++) { /* errors count only inside the set that is kept */
-            const bool out = mass[i] < keep;
-            error[i] = out ? 0.0f : error[i];
-            rank[i] = out ? 0.0f : rank[i];
+        const double budget = fmax((double)p->epsilon, 1e-6) * total;
+        step->kernels->keep_clusters(mass, h->error, n, keep, (float)(1 / (budget * budget)), h->joint, h->flags);
+    }
+    if (p->min_clusters)
+        mark(h, mass, floor_threshold(mass, n, p->min_clusters, step->kernels->max(mass, n)),
+             SELECT_ESTIMATE | SELECT_REFINE);
+    return true;
+}
+
+/* The error budget, for the query rows together: a row that is read serves them all, so clusters are refined in order
+ * of the sum of the rows' errors, each in units of its budget, per token, until that sum is one per row. One at a
+ * time, the union of what each row wants reads half as much again at the same error. */
+static void spend_budget(const dp_step *step, dp_head_step *h) {
+    const size_t n = h->n_positions;
+    float refine = 0.0f;
+    if (step->params.epsilon > 0) {
+        size_t position = 0;
+        for (uint32_t s = 0; s < h->head->n_segments; s++) {
+            const dp_segment *const segment = &h->head->segments[s];
+            for (size_t i = 0; i < (size_t)segment->n_panels * DP_PANEL; i++, position++)
+                h->rank[position] = h->joint[position] / fmaxf(segment->size[i], 1.0f);
         }
-        kept = step->kernels->sum_at_least(rank, error, n, 0.0f);
-        const double budget = (double)p->epsilon * total;
-        refine = find_threshold(step, rank, error, n, kept - budget * budget, 100.0f);
-        key = rank;
+        const double all = step->kernels->sum_at_least(h->rank, h->joint, n, 0.0f);
+        refine = find_threshold(step, h->rank, h->joint, n, all - (double)step->rows, 100.0f);
     }
-    const float floor = p->min_clusters ? floor_threshold(mass, n, p->min_clusters, step->kernels->max(mass, n)) : INFINITY;
-    for (size_t i = 0; i < n; i++) {
-        const unsigned kept = !(mass[i] < keep), refined = (kept & !(key[i] < refine)) | (mass[i] >= floor);
-        flags[i] |= (uint8_t)(kept | refined << 1);
-    }
+    for (size_t i = 0; i < n; i++)
+        if (h->flags[i] && !(refine > 0 && h->rank[i] < refine)) h->flags[i] |= SELECT_REFINE;
 }
 
 /* A call may want a longer sink or window than the sequence keeps apart: clusters with such tokens are refined. */
@@ -136,8 +142,14 @@ static void sum_dropped(const dp_step *step, dp_head_step *h) {
 }
 
 void dp_select(const dp_step *step, dp_head_step *h) {
+    bool finite = true;
     memset(h->flags, 0, h->n_positions);
-    for (size_t r = 0; r < step->rows; r++) select_row(step, h, r);
+    memset(h->joint, 0, h->n_positions * sizeof *h->joint);
+    for (size_t r = 0; r < step->rows; r++) finite &= select_row(step, h, r);
+    if (!finite) /* NaN or Inf somewhere: read everything, so that it shows as in dense attention */
+        memset(h->flags, SELECT_ESTIMATE | SELECT_REFINE, h->n_positions);
+    else if (step->params.refine == DP_REFINE_BUDGET)
+        spend_budget(step, h);
     force_ends(step, h);
     sum_dropped(step, h);
     dp_pieces_selected(step, h);

@@ -50,7 +50,8 @@ typedef struct dp_head_step {
     float *variance;       /* [rows] scale^2 |q|^2: times a dispersion, the variance of a cluster's logits */
     size_t n_positions;    /* clusters, padding included: panels * DP_PANEL */
     float *mass;           /* [rows][n_positions] first the estimated logits, then the masses in units of exp(reference) */
-    float *error, *rank;   /* [rows][n_positions] see cluster_mass in simd/kernels.h */
+    float *error;          /* [n_positions] expected squared errors of the row at work */
+    float *joint, *rank;   /* [n_positions] sum of the rows' errors in units of their budgets; the same per token */
     uint8_t *flags;        /* [n_positions] SELECT_* */
     float *reference;      /* [rows] */
     float *dropped;        /* [rows] mass of the dropped clusters, for keep_dropped */

@@ -151,6 +151,7 @@ static void key_statistics(build *b, dp_segment *seg, uint32_t c) {
     }
     seg->size[c] = (float)size;
     seg->spread[c] = squares / (float)size / (float)p->dim;
+    seg->limit[c] = sqrtf(2.0f * logf((float)size));
 
     uint16_t stored[512];
     p->kernels->from_f32[DP_BF16](stored, centroid, p->dim);
@@ -170,6 +171,7 @@ bool dp_build_segment(const dp_sequence *s, dp_segment *seg, const char *k, cons
     memset(seg->panels, 0, padded * s->format.key_dim * sizeof *seg->panels);
     memset(seg->size, 0, padded * sizeof *seg->size);
     memset(seg->spread, 0, padded * sizeof *seg->spread);
+    memset(seg->limit, 0, padded * sizeof *seg->limit);
     for (uint32_t c = 0; c < seg->n_clusters; c++) {
         mean_value(s, &b, seg, c);
         key_statistics(&b, seg, c);

@@ -18,6 +18,7 @@ static size_t lay_out(dp_segment *s, char *base, const dp_row_format *f) {
     PART(mean_key, f->key_dim);
     PART(size, padded);
     PART(spread, padded);
+    PART(limit, padded);
     PART(mean_values, s->n_clusters * f->value_dim);
     PART(offset, s->n_clusters + 1);
     PART(token, s->n_tokens);

@@ -18,6 +18,8 @@ typedef struct dp_segment {
     uint16_t *panels;      /* bf16 centroids less mean_key, laid out as score_panels wants them */
     float *size;           /* [n_panels * DP_PANEL] tokens in the cluster */
     float *spread;         /* [n_panels * DP_PANEL] dispersion: mean over tokens and dimensions of (k - centroid)^2 */
+    float *limit;          /* [n_panels * DP_PANEL] sqrt(2 log size): up to so many standard deviations a cluster's mass
+                              grows like a normal distribution's, see cluster_logits in simd/kernels.h */
     uint16_t *mean_values; /* bf16 [n_clusters][value_dim] */
     uint32_t *offset;      /* [n_clusters + 1] first row of the cluster, in rows of the segment */
     uint16_t *token;       /* [n_tokens] token number less first_token, in cluster order */

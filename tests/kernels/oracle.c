@@ -82,21 +82,23 @@ double oracle_exp(float x, float max)
     return exp(difference);
 }
 
+double oracle_cluster_logit(float x, float spread, float limit, float base, float scale, float variance)
+{
+    const double sigma = sqrt((double)variance * spread);
+    const double growth = sigma <= limit ? sigma * sigma / 2 : limit * sigma - (double)limit * limit / 2;
+    return base + (double)scale * x + growth;
+}
+
 oracle_cluster oracle_cluster_mass(float x, float size, float spread, float max, float variance)
 {
-    oracle_cluster c = {0, 0, 0, 0, 0};
+    oracle_cluster c = {0, 0, 0, 0};
     if (!(size > 0))
         return c;
     c.y = oracle_exp(x, max);
     c.mass = size * c.y;
     c.growth = expm1((double)variance * spread);
-    if (c.growth > 1e30)
-        c.growth = 1e30;
-    c.rank = size * c.y * c.y * c.growth;
-    if (c.rank > FLT_MAX)
-        c.rank = FLT_MAX;
-    c.error = size * c.rank;
-    if (c.error > FLT_MAX)
-        c.error = FLT_MAX;
+    if (c.growth > (double)size - 1)
+        c.growth = (double)size - 1;
+    c.error = c.mass * c.mass * c.growth;
     return c;
 }

@@ -23,8 +23,9 @@ oracle_sum oracle_dot(const float *x, size_t x_step, const void *row, size_t row
 double oracle_exp(float x, float max); /* exp(x - m) as exp_sum defines it: the difference is a float */
 
 typedef struct oracle_cluster {
-    double y, mass, growth, rank, error;
+    double y, mass, growth, error;
 } oracle_cluster;
+double oracle_cluster_logit(float x, float spread, float limit, float base, float scale, float variance);
 oracle_cluster oracle_cluster_mass(float x, float size, float spread, float max, float variance);
 
 #endif

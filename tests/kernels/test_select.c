@@ -1,7 +1,8 @@
 /* Stage 1 and nearest centroid.
- * cluster_logits: |error| <= 4 2^-24 (|base| + |scale x| + |half spread|); padding and the maximum exact
- * cluster_mass:   mass within 6 ulp; expm1 within 1e-5 relative or 1e-7 absolute, rank and error within that and 20 ulp
- *                 (or 0 below y = 2^-60); sums within (n + 4) 2^-24 of the sum of what was written
+ * cluster_logits: |error| <= 8 2^-24 (|base| + |scale x| + sigma limit + sigma^2 / 2); padding and the maximum exact
+ * cluster_mass:   mass within 6 ulp; expm1 within 1e-5 relative or 1e-7 absolute, error within that and 20 ulp (or 0
+ *                 below y = 2^-60); the sum within (n + 4) 2^-24 of the sum of what was written
+ * keep_clusters:  flags exact, joint within 2 ulp of the larger operand
  * sum_at_least:   |error| <= (n + 4) 2^-24 sum |value|
  * nearest:        exact (one subtraction) */
 #include "harness.h"
@@ -29,30 +30,35 @@ static void fill_sizes(float *size, size_t n)
 START_TEST(cluster_logits_of_every_length)
 {
     start_random();
-    float x[LONGEST], size[LONGEST], spread[LONGEST];
+    float x[LONGEST], size[LONGEST], spread[LONGEST], limit[LONGEST];
     for (size_t n = 0; n < LONGEST; n = next_length(n)) {
         describe("cluster_logits of %zu clusters, contents %d", n, _i);
         fill(x, n, (contents)_i);
         fill_sizes(size, n);
         for (size_t i = 0; i < n; i++) {
             spread[i] = fabsf(random_uniform());
+            limit[i] = size[i] > 0 ? sqrtf(2 * logf(size[i])) : 0; /* on both sides of sigma */
             if (size[i] == 0 && random_below(2))
                 x[i] = NAN; /* whatever the padding holds */
         }
-        const float base = random_uniform() * 10, scale = random_uniform(), half = fabsf(random_uniform()) * 5;
+        const float base = random_uniform() * 10, scale = random_uniform(), variance = fabsf(random_uniform()) * 20;
         float *results[2], largest[2];
         for (size_t run = 0; run < 2; run++) {
             const size_t shift = run ? random_shift(4) : 0;
             results[run] = place(x, n * sizeof *x, shift);
             largest[run] = kernels.cluster_logits(results[run], place(size, n * sizeof *size, shift),
-                                                  place(spread, n * sizeof *spread, shift), n, base, scale, half);
+                                                  place(spread, n * sizeof *spread, shift),
+                                                  place(limit, n * sizeof *limit, shift), n, base, scale, variance);
         }
         expect_same("cluster_logits", results[0], results[1], n * sizeof *x);
         float expected_largest = -INFINITY;
         for (size_t i = 0; i < n; i++) {
-            const double a = base, b = (double)scale * x[i], c = (double)half * spread[i];
+            const double expected = oracle_cluster_logit(x[i], spread[i], limit[i], base, scale, variance);
+            const double sigma = sqrt((double)variance * spread[i]);
+            const double magnitude =
+                fabs((double)base) + fabs((double)scale * x[i]) + sigma * limit[i] + sigma * sigma / 2;
             if (size[i] > 0)
-                expect_near("logit", i, results[0][i], a + b + c, 4 * 0x1p-24 * (fabs(a) + fabs(b) + fabs(c)));
+                expect_near("logit", i, results[0][i], expected, 8 * 0x1p-24 * magnitude);
             else if (results[0][i] != -INFINITY)
                 report_failure("padding %zu is %g", i, (double)results[0][i]);
             if (results[0][i] > expected_largest)
@@ -69,35 +75,30 @@ static void check_cluster_mass(const float *x, const float *size, const float *s
                                float variance)
 {
     const size_t bytes = n * sizeof *x;
-    float *mass[2], *error[2], *rank[2], *sums[2];
-    for (size_t run = 0; run < 2; run++) {
+    float *mass[2], *error[2], sum[2];
+    for (size_t run = 0; run < 2; run++) { /* the second time in place */
         const size_t shift = run ? random_shift(4) : 0;
-        mass[run] = place(NULL, bytes, shift);
+        float *const logits = place(x, bytes, shift);
+        mass[run] = run ? logits : place(NULL, bytes, shift);
         error[run] = place(NULL, bytes, shift);
-        rank[run] = place(NULL, bytes, shift);
-        sums[run] = place(NULL, 2 * sizeof(float), shift);
-        kernels.cluster_mass(place(x, bytes, shift), place(size, bytes, shift), place(spread, bytes, shift), n, max,
-                             variance, mass[run], error[run], rank[run], sums[run]);
+        sum[run] = kernels.cluster_mass(logits, place(size, bytes, shift), place(spread, bytes, shift), n, max,
+                                        variance, mass[run], error[run]);
     }
     expect_same("mass", mass[0], mass[1], bytes);
     expect_same("error", error[0], error[1], bytes);
-    expect_same("rank", rank[0], rank[1], bytes);
-    expect_same("sums", sums[0], sums[1], 2 * sizeof(float));
-    double total[2] = {0, 0};
+    expect_same("sum", sum, sum + 1, sizeof *sum);
+    double total = 0;
     for (size_t i = 0; i < n; i++) {
         const oracle_cluster c = oracle_cluster_mass(x[i], size[i], spread[i], max, variance);
         const double s = size[i] > 0 ? size[i] : 0;
-        total[0] += mass[0][i];
-        total[1] += error[0][i];
+        total += mass[0][i];
         expect_near("mass", i, mass[0][i], c.mass, 6 * 0x1p-23 * c.mass + s * exp(-87));
         const double growth = fmax(1e-5 * fabs(c.growth), 1e-7);
-        const double tolerance = c.y * c.y * s * growth + 20 * 0x1p-23 * c.rank + (s + 1) * FLT_MIN;
-        const double dropped = c.y < 0x1p-60 ? c.rank : 0;
-        expect_near("rank", i, rank[0][i], c.rank, tolerance + dropped);
-        expect_near("error", i, error[0][i], c.error, (s + 1) * (tolerance + dropped));
+        const double dropped = c.y < 0x1p-60 ? c.error : 0;
+        expect_near("error", i, error[0][i], c.error,
+                    c.mass * c.mass * growth + 20 * 0x1p-23 * c.error + (s + 1) * FLT_MIN + dropped);
     }
-    for (size_t i = 0; i < 2; i++)
-        expect_near("sums", i, sums[0][i], total[i], ((double)n + 4) * 0x1p-24 * total[i]);
+    expect_near("sum", 0, sum[0], total, ((double)n + 4) * 0x1p-24 * total);
     release_buffers();
 }
 
@@ -110,7 +111,7 @@ START_TEST(cluster_mass_of_every_length)
         fill_sizes(size, n);
         for (size_t i = 0; i < n; i++) {
             x[i] = _i == 3 ? -INFINITY : _i == 1 ? 1e4f * random_uniform() : 30 * random_uniform();
-            spread[i] = _i == 1   ? fabsf(random_uniform()) * 200                             /* beyond the cap */
+            spread[i] = _i == 1   ? fabsf(random_uniform()) * 200                             /* beyond the bound */
                       : _i == 2 ? ldexpf(fabsf(random_uniform()), -(int)random_below(60)) /* expm1 of tiny numbers */
                                   : fabsf(random_uniform());
             if (_i == 4 && !random_below(n))
@@ -130,10 +131,46 @@ START_TEST(cluster_mass_never_overflows)
     describe("cluster_mass of a cluster of 1e9 tokens with a huge spread");
     const float x = 3, size = 1e9f, spread = 1e30f;
     check_cluster_mass(&x, &size, &spread, 1, 3, 1e8f);
-    float mass, error, rank, sums[2];
-    kernels.cluster_mass(&x, &size, &spread, 1, 3, 1e8f, &mass, &error, &rank, sums);
-    if (!isfinite(mass) || !isfinite(error) || !isfinite(rank))
-        report_failure("mass %g, error %g, rank %g", (double)mass, (double)error, (double)rank);
+    float mass, error;
+    kernels.cluster_mass(&x, &size, &spread, 1, 3, 1e8f, &mass, &error);
+    if (!isfinite(mass) || !isfinite(error))
+        report_failure("mass %g, error %g", (double)mass, (double)error);
+}
+END_TEST
+
+START_TEST(keep_clusters_of_every_length)
+{
+    start_random();
+    float mass[LONGEST], error[LONGEST], joint[LONGEST];
+    uint8_t flags[LONGEST];
+    for (size_t n = 0; n < LONGEST; n = next_length(n)) {
+        fill(mass, n, (contents)_i);
+        fill(error, n, ORDINARY);
+        fill(joint, n, ORDINARY);
+        for (size_t i = 0; i < n; i++)
+            flags[i] = (uint8_t)random_below(4);
+        const float keep = n && random_below(2) ? mass[n / 2] : random_uniform(), weight = 7 * random_uniform();
+        describe("keep_clusters of %zu, keep %g, contents %d", n, (double)keep, _i);
+        float *sums[2];
+        uint8_t *marks[2];
+        for (size_t run = 0; run < 2; run++) {
+            const size_t shift = run ? random_shift(4) : 0;
+            sums[run] = place(joint, n * sizeof *joint, shift);
+            marks[run] = place(flags, n, shift);
+            kernels.keep_clusters(place(mass, n * sizeof *mass, shift), place(error, n * sizeof *error, shift), n, keep,
+                                  weight, sums[run], marks[run]);
+        }
+        expect_same("joint", sums[0], sums[1], n * sizeof *joint);
+        expect_same("flags", marks[0], marks[1], n);
+        for (size_t i = 0; i < n; i++) {
+            const int kept = !(mass[i] < keep);
+            const double added = kept ? (double)weight * error[i] : 0;
+            if (marks[0][i] != (flags[i] | kept))
+                report_failure("flag %zu is %d, was %d, kept %d", i, marks[0][i], flags[i], kept);
+            expect_near("joint", i, sums[0][i], joint[i] + added, kept ? 0x1p-22 * (fabs(added) + fabsf(joint[i])) : 0);
+        }
+        release_buffers();
+    }
 }
 END_TEST
 
@@ -212,6 +249,7 @@ TCase *select_tests(void)
     tcase_add_loop_test(tests, cluster_logits_of_every_length, 0, CONTENTS_COUNT);
     tcase_add_loop_test(tests, cluster_mass_of_every_length, 0, 5);
     tcase_add_test(tests, cluster_mass_never_overflows);
+    tcase_add_loop_test(tests, keep_clusters_of_every_length, 0, CONTENTS_COUNT);
     tcase_add_loop_test(tests, sum_at_least_of_every_length, 0, CONTENTS_COUNT);
     tcase_add_loop_test(tests, nearest_of_every_length, 0, CONTENTS_COUNT);
     return tests;
