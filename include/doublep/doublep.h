@@ -161,7 +161,8 @@ DP_API void dp_sequence_free(dp_sequence *sequence); /* NULL is allowed */
 /* Tokens in a layer (0 for a layer out of range). Layers are independent: each has the tokens that were appended to it. */
 DP_API uint64_t dp_sequence_tokens(const dp_sequence *sequence, uint32_t layer);
 
-/* Makes a layer always dense in dp_decode, whatever its parameters say (dense = 1), or not (0, the default).
+/* Makes a layer always dense in dp_decode, whatever its parameters say (dense = 1), or not (0, the default). The tokens
+ * of a dense layer are not clustered; those that wait when it ceases to be dense are, by the next append.
  * Errors: DP_ERR_INVALID. */
 DP_API dp_status dp_sequence_set_dense(dp_sequence *sequence, uint32_t layer, int dense);
 

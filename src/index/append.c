@@ -15,26 +15,29 @@ static size_t min_size(size_t a, size_t b) {
 
 /* ---- Clustering what waits ---- */
 
-/* Tokens of a head that may be clustered: all but the window before the tokens to come. */
-static size_t waiting(const dp_sequence *s, const dp_head *head) {
-    return head->tail.n > s->config.window ? head->tail.n - s->config.window : 0;
+/* Of the tokens that wait in a head, how many are to be clustered now. */
+typedef size_t (*due_fn)(const dp_sequence *s, const dp_head *head, size_t waiting);
+
+static size_t due_all(const dp_sequence *s, const dp_head *head, size_t waiting) {
+    (void)s, (void)head;
+    return waiting;
 }
 
-/* How many of those are due. */
-typedef size_t (*due_fn)(const dp_sequence *s, const dp_head *head);
-
-static size_t due_all(const dp_sequence *s, const dp_head *head) {
-    return waiting(s, head);
+static size_t due_whole_segments(const dp_sequence *s, const dp_head *head, size_t waiting) {
+    (void)head;
+    return waiting - waiting % s->config.segment_tokens;
 }
 
-static size_t due_whole_segments(const dp_sequence *s, const dp_head *head) {
-    const size_t n = waiting(s, head);
-    return n - n % s->config.segment_tokens;
+static size_t due_over_limit(const dp_sequence *s, const dp_head *head, size_t waiting) {
+    (void)s;
+    return waiting >= head->pending_limit ? waiting : 0;
 }
 
-static size_t due_over_limit(const dp_sequence *s, const dp_head *head) {
-    const size_t n = waiting(s, head);
-    return n >= head->pending_limit ? n : 0;
+/* Tokens wait that are outside the window, in layers that are not dense for good. */
+static size_t due_in(const dp_sequence *s, uint32_t layer, uint32_t kv_head, due_fn due) {
+    const dp_head *const head = &s->layers[layer].heads[kv_head];
+    if (s->layers[layer].dense || head->tail.n <= s->config.window) return 0;
+    return due(s, head, head->tail.n - s->config.window);
 }
 
 /* One segment to build. */
@@ -118,7 +121,7 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
     const uint32_t n_heads = s->config.n_kv_heads;
     size_t n_tasks = 0;
     for (uint32_t l = first; l < last; l++)
-        for (uint32_t h = 0; h < n_heads; h++) n_tasks += segments_of(s, due(s, &s->layers[l].heads[h]));
+        for (uint32_t h = 0; h < n_heads; h++) n_tasks += segments_of(s, due_in(s, l, h, due));
     if (!n_tasks) return DP_OK;
 
     build_job job = {.sequence = s};
@@ -126,7 +129,7 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
     size_t largest = 0;
     for (uint32_t l = first; l < last; l++)
         for (uint32_t h = 0; h < n_heads; h++) {
-            const size_t n = min_size(due(s, &s->layers[l].heads[h]), s->config.segment_tokens);
+            const size_t n = min_size(due_in(s, l, h, due), s->config.segment_tokens);
             if (n > largest) largest = n;
         }
     job.scratch_bytes = dp_build_scratch_bytes(s, largest);
@@ -140,14 +143,14 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
     for (uint32_t l = first; l < last && ok; l++)
         for (uint32_t h = 0; h < n_heads && ok; h++) {
             dp_head *const head = &s->layers[l].heads[h];
-            ok = plan_head(s, head, s->layers[l].n_tokens - head->tail.n, due(s, head), job.tasks, &job.n_tasks);
+            ok = plan_head(s, head, s->layers[l].n_tokens - head->tail.n, due_in(s, l, h, due), job.tasks, &job.n_tasks);
         }
     if (ok) dp_team_run(rt, build_worker, &job);
     dp_scratch_release(rt, scratch);
     if (!ok) return dp_fail(rt, DP_ERR_NO_MEMORY, "%s: no memory for the index", caller);
     if (job.failed) return dp_fail(rt, DP_ERR_SYSTEM, "%s: oneDNN could not multiply matrices", caller);
     for (uint32_t l = first; l < last; l++)
-        for (uint32_t h = 0; h < n_heads; h++) attach(s, l, h, due(s, &s->layers[l].heads[h]));
+        for (uint32_t h = 0; h < n_heads; h++) attach(s, l, h, due_in(s, l, h, due));
     return DP_OK;
 }
 
@@ -159,10 +162,11 @@ static size_t decode_capacity(const dp_sequence *s) {
 }
 
 /* Makes room for n more rows, doubling up to what is ever needed; gives a prompt's room back once decoding. */
-static bool reserve_tail(dp_sequence *s, dp_head *head, size_t n) {
+static bool reserve_tail(dp_sequence *s, const dp_layer *layer, dp_head *head, size_t n) {
     dp_rows *const tail = &head->tail;
     const size_t needed = tail->n + n;
-    const size_t most = n < PROMPT_CHUNK ? decode_capacity(s) : s->config.segment_tokens + s->config.window + n;
+    size_t most = n < PROMPT_CHUNK ? decode_capacity(s) : s->config.segment_tokens + s->config.window + n;
+    if (layer->dense) most = needed + needed / 4; /* nothing leaves the tail */
     size_t capacity = tail->capacity;
     if (needed > capacity) {
         capacity = min_size(2 * capacity, most);
@@ -205,7 +209,7 @@ dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float
         dp_head *const head = &l->heads[h];
         const size_t to_sink = sink_share(s, head, n_tokens);
         if ((to_sink && !dp_rows_resize(&head->sink, rt, &s->format, c->sink, dp_sequence_node(s, head->arena))) ||
-            !reserve_tail(s, head, n_tokens - to_sink))
+            !reserve_tail(s, l, head, n_tokens - to_sink))
             return dp_fail(rt, DP_ERR_NO_MEMORY, "dp_append: no memory for %zu tokens", n_tokens);
     }
     for (uint32_t h = 0; h < c->n_kv_heads; h++) {
@@ -233,7 +237,7 @@ dp_status dp_build_index(dp_sequence *s, uint32_t layer) {
         for (uint32_t h = 0; h < s->config.n_kv_heads; h++) {
             dp_head *const head = &s->layers[l].heads[h];
             head->pending_limit = dp_sequence_first_limit(s, l, h);
-            if (head->tail.capacity > 2 * decode_capacity(s)) /* a prompt's room is not needed any more */
+            if (head->tail.n <= decode_capacity(s) && head->tail.capacity > 2 * decode_capacity(s)) /* a prompt's room is not needed any more */
                 (void)dp_rows_resize(&head->tail, s->runtime, &s->format, decode_capacity(s),
                                      dp_sequence_node(s, head->arena));
         }

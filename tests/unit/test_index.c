@@ -231,6 +231,34 @@ START_TEST(degenerate_keys)
 }
 END_TEST
 
+/* A layer that is dense for good has no index; once it is not, the next append makes one. */
+START_TEST(dense_layers_are_not_clustered)
+{
+    rng r = {19};
+    cache c = cache_create(&r, 5000, 1, 64, 64, DP_BF16);
+    dp_runtime *const rt = runtime_with(2, DP_ISA_AUTO);
+    dp_sequence_config config = sequence_config(&c, 1, DP_BF16);
+    dp_sequence *s;
+    ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
+    ck_assert_int_eq(dp_sequence_set_dense(s, 0, 1), DP_OK);
+    append(s, &c, 0, 3000, 500);
+    append(s, &c, 3000, 4999, 1);
+    ck_assert_int_eq(dp_build_index(s, 0), DP_OK);
+    ck_assert_uint_eq(s->layers[0].heads[0].tail.n, 4995);
+    ck_assert_uint_le(s->layers[0].heads[0].tail.capacity, 2 * 4995);
+    ck_assert_int_eq(dp_sequence_set_dense(s, 0, 0), DP_OK);
+    append(s, &c, 4999, 5000, 1);
+    ck_assert_uint_eq(s->layers[0].heads[0].tail.n, 65);
+    float *const k = malloc(5000 * 64 * sizeof *k);
+    ck_assert_int_eq(dp_sequence_read(s, 0, 0, 0, 5000, k, NULL), DP_OK);
+    ck_assert_mem_eq(k, c.k, 5000 * 64 * sizeof *k);
+    free(k);
+    dp_sequence_free(s);
+    dp_runtime_free(rt);
+    cache_free(&c);
+}
+END_TEST
+
 int main(void)
 {
     Suite *const suite = suite_create("index");
@@ -241,6 +269,7 @@ int main(void)
     tcase_add_test(tc, grows_with_decoding);
     tcase_add_test(tc, memory_stays_in_bounds);
     tcase_add_loop_test(tc, degenerate_keys, 0, 5);
+    tcase_add_test(tc, dense_layers_are_not_clustered);
     suite_add_tcase(suite, tc);
     return run_suite(suite);
 }
