@@ -22,17 +22,20 @@ enum {
     OUTLIER_ONE_IN = 256,
     SINKS = 4,
     SAMPLE = 1024,           /* keys that a head's gain is set on */
+    WALKED = 64,             /* steps of a query's walk before the first that is used: it forgot its start */
     RETRIEVAL_STEPS = 16,    /* a retrieval head looks for the same token for so long */
-    REFERENCE_CONTEXT = 32768, /* where a sink has the share of the mass that its head is given */
+    LOCAL_TOKENS = 16,       /* that the local bias favours */
+    REFERENCE_CONTEXT = 32768, /* where sinks and local tokens have the shares that their head is given */
 };
-static const float type_scale = 1.0f, topic_scale = 0.5f, noise_scale = 0.7f, outlier_scale = 3.0f, walk = 0.95f;
+static const float type_scale = 1.0f, topic_scale = 0.35f, noise_scale = 0.4f, outlier_scale = 3.0f, walk = 0.95f;
 static const float sink_norm = 20.0f;
+static const float local_norm = 3.0f; /* the local part is longer in keys than in queries */
 static const double rope_base = 500000;
 
 typedef struct kv_head {
     float *types, *topics;             /* [TYPES][dim], [TOPICS][dim] */
     float *value_types;                /* [TYPES][dim] */
-    float *mean;                       /* [dim] */
+    float *mean, *value_mean;          /* [dim] */
     uint64_t seed;
 } kv_head;
 
@@ -128,7 +131,7 @@ static void make_value(const synthetic *s, const kv_head *h, uint64_t token, flo
     const uint64_t r = mix(h->seed + token * 2 + 1);
     const float *const a = s->noise + r % (NOISE_VALUES - dim), *const b = s->noise + (r >> 32) % (NOISE_VALUES - dim);
     for (size_t j = 0; j < dim; j++)
-        v[j] = scale * (0.7f * type[j] + 0.5f * (a[j] + b[j]));
+        v[j] = scale * (h->value_mean[j] + 0.7f * type[j] + 0.5f * (a[j] + b[j]));
 }
 
 static void rows(bench_source *source, uint32_t layer, uint64_t first, size_t n, float *k, float *v)
@@ -158,7 +161,7 @@ static void advance(const synthetic *s, const kv_head *kv, query_head *h, uint64
     const float *const type = kv->types + r % TYPES * dim, *const topic = kv->topics + (r >> 20) % TOPICS * dim;
     for (size_t j = 0; j < dim; j++)
         h->content[j] = keep * h->content[j] + fresh * (type[j] + topic[j]);
-    add_noise(s, h->content, h->seed + step * 2 + 1, fresh);
+    add_noise(s, h->content, h->seed + step * 2 + 1, 0.5f * fresh);
 }
 
 /* The nearest outlier at or after a token. */
@@ -176,10 +179,10 @@ static void make_query(const synthetic *s, uint32_t layer, size_t head, uint64_t
     query_head *const h = &s->queries[layer * shape->n_query_heads + head];
     const kv_head *const kv = &s->kv[layer * shape->n_kv_heads + head / group];
     float rope[1024];
-    while (h->next_step <= step)
+    while (h->next_step <= step + WALKED)
         advance(s, kv, h, h->next_step++);
     for (size_t j = 0; j < dim; j++)
-        q[j] = h->gain * h->content[j] + h->local * s->local[j];
+        q[j] = h->gain * h->content[j] + h->local / local_norm * s->local[j];
     if (h->retrieval) {
         float sought[512] = {0};
         const uint64_t start = SINKS + mix(h->seed - step / RETRIEVAL_STEPS) % (s->context - SINKS);
@@ -228,23 +231,32 @@ static void measure_logits(const synthetic *s, uint32_t layer, size_t head, floa
     *log_mean_exp = (float)log(exps / SAMPLE);
 }
 
+static double log_odds(double share)
+{
+    return log(share / (1 - share));
+}
+
 /* Sharp and diffuse heads, strong and weak sinks and local bias, evenly over the heads of a layer. */
 static void settle_query_head(synthetic *s, uint32_t layer, size_t head)
 {
     query_head *const h = &s->queries[layer * s->source.shape.n_query_heads + head];
     const double a = uniform(h->seed * 5 + 1), b = uniform(h->seed * 5 + 2), c = uniform(h->seed * 5 + 3);
-    const float wanted = (float)(1.0 + 2.6 * a);
+    const float wanted = (float)(0.8 + 2.4 * a);
+    const double root = sqrt((double)s->source.shape.dim);
     float deviation = 1, log_mean_exp = 0;
     h->retrieval = head % 4 == 3;
     h->gain = 1;
     for (int i = 0; i < 3; i++) { /* noise that does not scale with the gain needs a few rounds */
         measure_logits(s, layer, head, &deviation, &log_mean_exp);
-        h->gain *= wanted / (deviation > 0.01f ? deviation : 0.01f);
+        h->gain *= wanted / fmaxf(deviation, 0.01f);
     }
-    h->local = (float)(4.0 * b);
+    /* The local bias and the sink, each against all that the other tokens have. */
+    const double local_share = 0.8 * b, sink_share = 0.6 * c;
+    const double log_rest = log(REFERENCE_CONTEXT) + (double)log_mean_exp;
+    h->local = (float)fmax(log_rest - log(LOCAL_TOKENS) + log_odds(local_share), 0);
     measure_logits(s, layer, head, &deviation, &log_mean_exp);
-    const double share = 0.1 + 0.8 * c, log_rest = log(REFERENCE_CONTEXT) + (double)log_mean_exp;
-    h->sink = (float)((log_rest + log(share / (1 - share))) * sqrt((double)s->source.shape.dim) / (double)sink_norm);
+    const double log_all = log(REFERENCE_CONTEXT) + (double)log_mean_exp - log(1 - local_share);
+    h->sink = (float)((log_all + log_odds(sink_share)) * root / (double)sink_norm);
 }
 
 /* Which pairs turn how fast, which carry content, which the local bias. Of an eighth of the pairs the rotation over any
@@ -256,8 +268,8 @@ static void settle_spectrum(synthetic *s)
     double squares = 0, local = 0;
     for (size_t i = 0; i < s->n_pairs; i++) {
         const double wavelength = 6.283185307179586 / s->frequencies[i];
-        const double deviation = wavelength < 8192 ? 0.5 : 1.0;
-        const double common = wavelength > 32 && wavelength < 4096;
+        const double deviation = wavelength < 8192 ? 0.3 : 1.0;
+        const double common = wavelength > 100 && wavelength < 16384;
         for (size_t j = 2 * i; j < 2 * i + 2; j++) {
             s->spectrum[j] = (float)deviation;
             s->local[j] = (float)common;
@@ -282,15 +294,17 @@ static void settle_kv_head(const synthetic *s, kv_head *h, uint64_t seed, float 
     h->topics = h->types + TYPES * dim;
     h->value_types = h->topics + TOPICS * dim;
     h->mean = h->value_types + TYPES * dim;
-    memset(floats, 0, (2 * TYPES + TOPICS + 1) * dim * sizeof(*floats));
+    h->value_mean = h->mean + dim;
+    memset(floats, 0, (2 * TYPES + TOPICS + 2) * dim * sizeof(*floats));
     for (size_t i = 0; i < TYPES + TOPICS; i++)
         add_noise(s, h->types + i * dim, mix(seed) + i, 1);
     for (size_t i = 0; i < TYPES; i++)
         add_noise(s, h->value_types + i * dim, mix(seed) - i - 1, 1);
+    add_noise(s, h->value_mean, mix(seed) ^ 2, 0.7f);
     /* The mean is several times longer than what tokens add to it. */
     add_noise(s, h->mean, mix(seed) ^ 1, 2);
     for (size_t j = 0; j < dim; j++)
-        h->mean[j] = (j + 1 < dim ? h->mean[j] : 0) + s->local[j];
+        h->mean[j] = (j + 1 < dim ? h->mean[j] : 0) + local_norm * s->local[j];
 }
 
 static void destroy(bench_source *source)
@@ -309,7 +323,7 @@ static void destroy(bench_source *source)
 bench_source *bench_synthetic_create(const bench_shape *shape, uint32_t n_layers, uint64_t context)
 {
     const size_t dim = shape->dim, n_kv = (size_t)n_layers * shape->n_kv_heads;
-    const size_t n_query = (size_t)n_layers * shape->n_query_heads, kv_floats = (2 * TYPES + TOPICS + 1) * dim;
+    const size_t n_query = (size_t)n_layers * shape->n_query_heads, kv_floats = (2 * TYPES + TOPICS + 2) * dim;
     synthetic *const s = calloc(1, sizeof(*s));
     if (!s)
         return NULL;
