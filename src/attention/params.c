@@ -9,7 +9,7 @@ void dp_attention_params_init(dp_attention_params *params) {
     params->struct_size = sizeof *params;
     params->method = DP_DOUBLE_P;
     params->refine = DP_REFINE_BUDGET;
-    params->p1 = 0.9f;
+    params->p1 = 0.98f;
     params->p2 = 0.7f;
     params->epsilon = 0.05f;
     params->min_context = 2048;
