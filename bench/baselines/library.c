@@ -261,6 +261,17 @@ static void mark(const void *state, uint32_t layer, uint8_t *kept, size_t stride
     }
 }
 
+bool method_library_settings(const method_type *type, const void *settings, const dp_attention_params **params,
+                             const dp_sequence_config **sequence)
+{
+    const library_settings *const s = settings;
+    if (type->create != state_create)
+        return false;
+    *params = &s->params;
+    *sequence = &s->sequence;
+    return true;
+}
+
 #define LIBRARY_METHOD                                                                                          \
     .settings_bytes = sizeof(library_settings), .check = check, .target = target, .create = state_create,        \
     .restart = restart, .append = append, .attend = attend, .mark = mark, .free = state_free

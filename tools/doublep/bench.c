@@ -142,6 +142,7 @@ int cmd_bench(int argc, char **argv)
     const int result = status == DP_OK ? measure(&settings, &machine, runtime)
                                        : fail(EXIT_RUNTIME, dp_last_error(NULL, error, sizeof(error)));
     counters_close(&machine.counters);
+    eval_methods_free(&settings.methods);
     dp_runtime_free(runtime);
     return result;
 }

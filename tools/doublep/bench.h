@@ -12,6 +12,7 @@
 #include "bench_counters.h"
 #include "bench_source.h"
 #include "doublep/doublep.h"
+#include "eval_methods.h"
 
 enum {
     BENCH_METHODS = 8,
@@ -26,22 +27,12 @@ static inline size_t bench_run_bytes(size_t i)
     return (size_t)256 << 2 * i;
 }
 
-/* A way to attend, and the index that it needs. Methods with equal indexes share a sequence. */
-typedef enum bench_index { BENCH_INDEX_NONE, BENCH_INDEX_DEFAULT, BENCH_INDEX_PAPER, BENCH_INDEXES } bench_index;
-
-typedef struct bench_method {
-    const char *name;
-    bench_index index;
-    dp_attention_params params;
-} bench_method;
-
 typedef struct bench_settings {
     bench_shape shape; /* n_query_heads = 0: not given */
     uint64_t contexts[BENCH_CONTEXTS];
     size_t n_contexts;
     dp_type type;
-    bench_method methods[BENCH_METHODS];
-    size_t n_methods;
+    eval_methods methods; /* at most BENCH_METHODS */
     int n_threads;
     dp_pinning pinning;
     const char *traces[BENCH_TRACES];
@@ -49,7 +40,6 @@ typedef struct bench_settings {
     size_t steps, growth;
     uint32_t n_layers; /* 0: by size */
     const char *json, *svg, *from;
-    double epsilon, p1; /* of double-p; negative: its defaults */
 } bench_settings;
 
 typedef struct bench_machine {
@@ -105,6 +95,9 @@ typedef struct bench_figures {
 
 /* bench_options.c: exits with a message for bad arguments. */
 void bench_options_parse(int argc, char **argv, bench_settings *settings);
+
+/* The number of the first dense method; that of all methods where there is none. */
+size_t bench_dense(const bench_settings *settings);
 
 /* bench_run.c: all figures for one context; false and a message on failure. */
 bool bench_run(const bench_settings *settings, const bench_machine *machine, dp_runtime *runtime, uint64_t context,

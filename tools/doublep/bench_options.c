@@ -9,7 +9,7 @@
 
 enum {
     KEY_SHAPE = 0x300, KEY_CONTEXT, KEY_KV, KEY_METHODS, KEY_TRACE, KEY_STEPS, KEY_GROWTH, KEY_LAYERS, KEY_JSON, KEY_SVG,
-    KEY_FROM, KEY_PIN, KEY_EPSILON, KEY_P1,
+    KEY_FROM, KEY_PIN,
 };
 
 static const struct argp_option options_list[] = {
@@ -17,9 +17,8 @@ static const struct argp_option options_list[] = {
      "llama-3.1-8b (default), qwen3-8b, needle, or HxKVxD: query heads, KV heads, head dimension", 1},
     {"context", KEY_CONTEXT, "N[,N...]", 0, "Tokens in the cache (default 32768, or the recording's); several: one run each; 128K means 131072", 1},
     {"kv", KEY_KV, "TYPE", 0, "Type of cached keys and values: bf16 (default), f16, f32", 1},
-    {"methods", KEY_METHODS, "LIST", 0, "Of dense, double-p, paper (default: dense,double-p)", 1},
-    {"epsilon", KEY_EPSILON, "E", 0, "Error budget of double-p (default 0.05)", 1},
-    {"p1", KEY_P1, "X", 0, "Share of the mass that stage 1 of double-p keeps (default 0.9)", 1},
+    {"methods", KEY_METHODS, "LIST", 0,
+     "Methods as `doublep eval` names them, with settings (default: dense,double-p; e.g. double-p:epsilon=0.1,quest)", 1},
     {"trace", KEY_TRACE, "FILE[,FILE...]", 0,
      "Recordings of `doublep run --record` instead of made-up keys, values and queries", 1},
     {"steps", KEY_STEPS, "N", 0, "Timed steps of each method (default 64)", 1},
@@ -72,27 +71,21 @@ static void add_trace(struct argp_state *state, bench_settings *s, const char *p
     s->traces[s->n_traces++] = part;
 }
 
-static void add_method(struct argp_state *state, bench_settings *s, const char *part)
+static void add_methods(struct argp_state *state, bench_settings *s, const char *text)
 {
-    if (s->n_methods == BENCH_METHODS)
-        argp_error(state, "--methods has more than %d names", BENCH_METHODS);
-    for (size_t i = 0; i < s->n_methods; i++)
-        if (strcmp(s->methods[i].name, part) == 0)
-            argp_error(state, "--methods has \"%s\" twice", part);
-    bench_method *const m = &s->methods[s->n_methods++];
-    m->name = part;
-    dp_attention_params_init(&m->params);
-    if (strcmp(part, "dense") == 0) {
-        m->index = BENCH_INDEX_NONE;
-        m->params.method = DP_DENSE;
-    } else if (strcmp(part, "double-p") == 0) {
-        m->index = BENCH_INDEX_DEFAULT;
-    } else if (strcmp(part, "paper") == 0) {
-        m->index = BENCH_INDEX_PAPER;
-        dp_attention_params_init_paper(&m->params);
-    } else {
-        argp_error(state, "--methods has \"%s\", must be of: dense, double-p, paper", part);
-    }
+    char reason[512];
+    if (!eval_methods_add(&s->methods, text, reason, sizeof(reason)))
+        argp_error(state, "--methods: %s", reason);
+    if (s->methods.count > BENCH_METHODS)
+        argp_error(state, "--methods has more than %d methods", BENCH_METHODS);
+}
+
+size_t bench_dense(const bench_settings *s)
+{
+    size_t i = 0;
+    while (i < s->methods.count && s->methods.list[i].type != &method_dense)
+        i++;
+    return i;
 }
 
 static void parse_shape(const struct argp_state *state, bench_settings *s, const char *text)
@@ -116,19 +109,10 @@ static void parse_shape(const struct argp_state *state, bench_settings *s, const
 
 static void settle(struct argp_state *state, bench_settings *s)
 {
-    static char defaults[] = "dense,double-p";
     if (s->from && !s->svg)
         argp_error(state, "--from needs --svg");
-    if (s->n_methods == 0)
-        for_each_part(state, s, defaults, add_method);
-    for (size_t i = 0; i < s->n_methods; i++) {
-        if (s->methods[i].index != BENCH_INDEX_DEFAULT)
-            continue;
-        if (s->epsilon >= 0)
-            s->methods[i].params.epsilon = (float)s->epsilon;
-        if (s->p1 >= 0)
-            s->methods[i].params.p1 = (float)s->p1;
-    }
+    if (s->methods.count == 0)
+        add_methods(state, s, "dense,double-p");
 }
 
 static error_t parse(int key, char *arg, struct argp_state *state)
@@ -145,13 +129,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         s->type = option_kv_type(state, arg);
         return 0;
     case KEY_METHODS:
-        for_each_part(state, s, arg, add_method);
-        return 0;
-    case KEY_EPSILON:
-        s->epsilon = option_number(state, "epsilon", arg, 0, 1);
-        return 0;
-    case KEY_P1:
-        s->p1 = option_number(state, "p1", arg, 0, 1);
+        add_methods(state, s, arg);
         return 0;
     case KEY_TRACE:
         for_each_part(state, s, arg, add_trace);
@@ -202,7 +180,7 @@ void bench_options_parse(int argc, char **argv, bench_settings *settings)
                "Beside the times stand the bytes that a method read and the time that these bytes take at the bandwidth "
                "measured in the same run.",
     };
-    *settings = (bench_settings){.type = DP_BF16, .steps = 64, .growth = 128, .epsilon = -1, .p1 = -1};
+    *settings = (bench_settings){.type = DP_BF16, .steps = 64, .growth = 128};
     if (argp_parse(&argp, argc, argv, 0, NULL, settings) != 0)
         exit(EXIT_USAGE);
 }

@@ -21,10 +21,8 @@ static double limit_share(const bench_method_figures *f)
 /* The dense method's figures, or NULL. */
 static const bench_method_figures *dense_figures(const bench_settings *s, const bench_figures *f)
 {
-    for (size_t m = 0; m < s->n_methods; m++)
-        if (s->methods[m].params.method == DP_DENSE)
-            return &f->methods[m];
-    return NULL;
+    const size_t dense = bench_dense(s);
+    return dense < s->methods.count ? &f->methods[dense] : NULL;
 }
 
 /* ---- Table -------------------------------------------------------------------------------------------------------- */
@@ -44,11 +42,11 @@ void bench_print_machine(const bench_machine *machine)
 static void print_methods(const bench_settings *s, const bench_figures *f)
 {
     const bench_method_figures *const dense = dense_figures(s, f);
-    printf("\n%-12s %9s %9s %9s %8s %9s %7s %9s %6s %9s\n", "method", "median ms", "p10", "p90", "x dense", "MB read",
+    printf("\n%-20s %9s %9s %9s %8s %9s %7s %9s %6s %9s\n", "method", "median ms", "p10", "p90", "x dense", "MB read",
            "GB/s", "limit ms", "share", "rel.error");
-    for (size_t m = 0; m < s->n_methods; m++) {
+    for (size_t m = 0; m < s->methods.count; m++) {
         const bench_method_figures *const x = &f->methods[m];
-        printf("%-12s %9.3f %9.3f %9.3f ", s->methods[m].name, x->ms.median, x->ms.p10, x->ms.p90);
+        printf("%-20s %9.3f %9.3f %9.3f ", s->methods.list[m].label, x->ms.median, x->ms.p10, x->ms.p90);
         if (dense)
             printf("%8.2f ", dense->ms.median / x->ms.median);
         else
@@ -59,11 +57,15 @@ static void print_methods(const bench_settings *s, const bench_figures *f)
         else
             printf("%9s\n", "-");
     }
-    printf("\n%-12s %9s %9s %9s %9s   %9s %9s %9s %9s %9s\n", "method", "scores ms", "select", "gather", "merge", "centr. MB",
+    printf("\n%-20s %9s %9s %9s %9s   %9s %9s %9s %9s %9s\n", "method", "scores ms", "select", "gather", "merge", "centr. MB",
            "means MB", "rows MB", "run bytes", "refined");
-    for (size_t m = 0; m < s->n_methods; m++) {
+    for (size_t m = 0; m < s->methods.count; m++) {
         const bench_method_figures *const x = &f->methods[m];
-        printf("%-12s %9.3f %9.3f %9.3f %9.3f   %9.3f %9.3f %9.3f ", s->methods[m].name, x->stages_ms[0], x->stages_ms[1],
+        if (x->stages_ms[2] <= 0) /* a baseline: its bytes are those of its index and of rows */
+            printf("%-20s %9s %9s %9s %9s   %9.3f %9s %9.3f ", s->methods.list[m].label, "-", "-", "-", "-",
+                   x->bytes_centroids * 1e-6, "-", x->bytes_rows * 1e-6);
+        else
+            printf("%-20s %9.3f %9.3f %9.3f %9.3f   %9.3f %9.3f %9.3f ", s->methods.list[m].label, x->stages_ms[0], x->stages_ms[1],
                x->stages_ms[2], x->stages_ms[3], x->bytes_centroids * 1e-6, x->bytes_means * 1e-6, x->bytes_rows * 1e-6);
         if (x->clusters > 0)
             printf("%9.0f %8.2f%%\n", x->run_bytes, 100 * x->clusters_refined / x->clusters);
@@ -76,12 +78,12 @@ static void print_counters(const bench_settings *s, const bench_machine *machine
 {
     if (machine->counters.n == 0)
         return;
-    printf("\n%-12s", "per step");
+    printf("\n%-20s", "per step");
     for (size_t c = 0; c < machine->counters.n; c++)
         printf(" %17s", machine->counters.names[c]);
     printf("\n");
-    for (size_t m = 0; m < s->n_methods; m++) {
-        printf("%-12s", s->methods[m].name);
+    for (size_t m = 0; m < s->methods.count; m++) {
+        printf("%-20s", s->methods.list[m].label);
         for (size_t c = 0; c < machine->counters.n; c++)
             printf(" %17.1f", f->methods[m].counts[c]);
         printf("\n");
@@ -143,7 +145,8 @@ static json_t *json_method(const bench_settings *s, const bench_machine *machine
 {
     const bench_method_figures *const x = &f->methods[m], *const dense = dense_figures(s, f);
     json_t *const object = json_object(), *const stages = json_object(), *const counts = json_object();
-    json_object_set_new(object, "name", json_string(s->methods[m].name));
+    json_object_set_new(object, "name", json_string(s->methods.list[m].label));
+    json_object_set_new(object, "settings", eval_method_params(&s->methods.list[m]));
     set_real(object, "ms_median", x->ms.median);
     set_real(object, "ms_p10", x->ms.p10);
     set_real(object, "ms_p90", x->ms.p90);
@@ -181,7 +184,7 @@ static json_t *json_context(const bench_settings *s, const bench_machine *machin
     json_object_set_new(object, "layers", json_integer(f->n_layers));
     json_object_set_new(object, "steps", json_integer((json_int_t)f->steps));
     json_object_set_new(object, "inputs", json_string(f->label));
-    for (size_t m = 0; m < s->n_methods; m++)
+    for (size_t m = 0; m < s->methods.count; m++)
         json_array_append_new(methods, json_method(s, machine, f, m));
     json_object_set_new(object, "methods", methods);
     json_t *const build = json_object();

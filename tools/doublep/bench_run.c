@@ -5,10 +5,10 @@
 #include <string.h>
 
 #include "bench.h"
-#include "clock.h"
+#include "bench_contenders.h"
 #include "progress.h"
 
-enum { CHUNK = 2048 /* tokens appended at once while filling */, LINE = 64 };
+enum { LINE = 64 /* bytes of the cache */ };
 
 typedef struct samples {
     double *ms, *stages_ms[BENCH_STAGES]; /* [steps] */
@@ -21,7 +21,7 @@ typedef struct bench_state {
     const bench_machine *machine;
     dp_runtime *runtime;
     bench_source *source;
-    dp_sequence *sequences[BENCH_INDEXES]; /* NULL where no method needs that index */
+    contenders *contenders;
     uint32_t n_layers;
     uint64_t n_tokens, step; /* in each layer */
     float *k, *v, *q, *outputs[BENCH_METHODS];
@@ -39,16 +39,7 @@ static bool fail(bench_state *s, const char *reason)
     return false;
 }
 
-static bool check(bench_state *s, dp_status status)
-{
-    char reason[256];
-    if (status == DP_OK)
-        return true;
-    dp_last_error(s->runtime, reason, sizeof(reason));
-    return fail(s, reason[0] ? reason : dp_strerror(status));
-}
-
-/* ---- Memory and sequences ----------------------------------------------------------------------------------------- */
+/* ---- Memory ----------------------------------------------------------------------------------------- */
 
 static uint64_t layer_bytes(const bench_settings *settings, uint64_t tokens)
 {
@@ -61,12 +52,7 @@ static bool choose_layers(bench_state *s, uint64_t context)
 {
     static const uint64_t wanted_bytes = 2ull << 30;
     const bench_settings *const settings = s->settings;
-    bool needed[BENCH_INDEXES] = {false};
-    uint64_t copies = 0;
-    for (size_t i = 0; i < settings->n_methods; i++)
-        needed[settings->methods[i].index] = true;
-    for (int i = 0; i < BENCH_INDEXES; i++)
-        copies += needed[i];
+    const uint64_t copies = contenders_copies(settings);
     const uint64_t bytes = layer_bytes(settings, context + settings->steps + settings->growth);
     const uint64_t most = s->machine->memory_bytes / (copies * bytes * 6 / 5);
     uint64_t n = settings->n_layers;
@@ -87,30 +73,6 @@ static bool choose_layers(bench_state *s, uint64_t context)
     return true;
 }
 
-static bool create_sequence(bench_state *s, bench_index index)
-{
-    if (s->sequences[index])
-        return true;
-    const bench_shape *const shape = &s->settings->shape;
-    dp_sequence_config config;
-    dp_sequence_config_init(&config);
-    config.n_layers = s->n_layers;
-    config.n_query_heads = shape->n_query_heads;
-    config.n_kv_heads = shape->n_kv_heads;
-    config.key_dim = config.value_dim = shape->dim;
-    config.type = s->settings->type;
-    if (index == BENCH_INDEX_PAPER) {
-        config.outlier_share = 0;
-        config.clustering = DP_CLUSTERING_SPHERICAL;
-    }
-    if (!check(s, dp_sequence_create(s->runtime, &config, &s->sequences[index])))
-        return false;
-    for (uint32_t l = 0; index == BENCH_INDEX_NONE && l < s->n_layers; l++)
-        if (!check(s, dp_sequence_set_dense(s->sequences[index], l, 1)))
-            return false;
-    return true;
-}
-
 static bool create_buffers(bench_state *s)
 {
     const bench_settings *const settings = s->settings;
@@ -120,11 +82,11 @@ static bool create_buffers(bench_state *s)
     const size_t cache = s->machine->info.l3_bytes > (16u << 20) ? s->machine->info.l3_bytes : 16u << 20;
     s->flush_bytes = 2 * cache;
     s->flush = malloc(s->flush_bytes);
-    s->k = malloc(CHUNK * kv_width * sizeof(*s->k));
-    s->v = malloc(CHUNK * kv_width * sizeof(*s->v));
+    s->k = malloc(kv_width * sizeof(*s->k));
+    s->v = malloc(kv_width * sizeof(*s->v));
     s->q = malloc(q_width * sizeof(*s->q));
     bool done = s->flush && s->k && s->v && s->q;
-    for (size_t m = 0; m < settings->n_methods; m++) {
+    for (size_t m = 0; m < settings->methods.count; m++) {
         samples *const own = &s->samples[m];
         s->outputs[m] = calloc(q_width, sizeof(*s->outputs[m]));
         own->ms = calloc(n_samples, sizeof(*own->ms));
@@ -142,9 +104,8 @@ static bool create_buffers(bench_state *s)
 
 static void destroy(bench_state *s)
 {
-    for (int i = 0; i < BENCH_INDEXES; i++)
-        dp_sequence_free(s->sequences[i]);
-    for (size_t m = 0; m < s->settings->n_methods; m++) {
+    contenders_free(s->contenders);
+    for (size_t m = 0; m < s->settings->methods.count; m++) {
         free(s->outputs[m]);
         free(s->samples[m].ms);
         for (size_t i = 0; i < BENCH_STAGES; i++)
@@ -156,62 +117,6 @@ static void destroy(bench_state *s)
     free(s->flush);
     if (s->source)
         s->source->destroy(s->source);
-}
-
-/* ---- Filling -------------------------------------------------------------------------------------------------------- */
-
-static uint64_t clustered(const dp_sequence *sequence)
-{
-    dp_memory memory;
-    dp_memory_init(&memory);
-    return dp_sequence_memory(sequence, &memory) == DP_OK ? memory.clustered_tokens : 0;
-}
-
-/* A prompt of `context` tokens in all layers. The time of the index is that of the appends which clustered, less what
- * storing such a chunk takes (the median of the appends that did not), and of the final build. */
-static bool fill(bench_state *s, bench_index index, uint64_t context, bench_figures *figures)
-{
-    dp_sequence *const sequence = s->sequences[index];
-    const size_t n_chunks = (size_t)((context + CHUNK - 1) / CHUNK) * s->n_layers;
-    double *const store_ms = malloc(n_chunks * sizeof(*store_ms));
-    double build_ms = 0;
-    size_t n_store = 0, n_cluster = 0, done = 0;
-    uint64_t before = 0;
-    bool ok = store_ms || fail(s, "out of memory");
-    progress bar;
-    progress_start(&bar, index == BENCH_INDEX_NONE ? "filling" : "filling and indexing");
-    for (uint32_t l = 0; ok && l < s->n_layers; l++) {
-        for (uint64_t first = 0; ok && first < context; first += CHUNK) {
-            const size_t n = context - first < CHUNK ? (size_t)(context - first) : CHUNK;
-            s->source->rows(s->source, l, first, n, s->k, s->v);
-            const uint64_t start = clock_ns();
-            ok = check(s, dp_append(sequence, l, n, s->k, 0, s->v, 0));
-            const double ms = (double)(clock_ns() - start) * 1e-6;
-            const uint64_t now = clustered(sequence);
-            if (now != before) {
-                build_ms += ms;
-                n_cluster++;
-            } else if (n == CHUNK) {
-                store_ms[n_store++] = ms;
-            }
-            before = now;
-            done += n;
-            progress_show(&bar, done, (size_t)context * s->n_layers);
-        }
-        const uint64_t start = clock_ns();
-        ok = ok && check(s, dp_build_index(sequence, l));
-        build_ms += (double)(clock_ns() - start) * 1e-6;
-        before = ok ? clustered(sequence) : 0;
-    }
-    progress_end(&bar);
-    const double chunk_ms = n_store ? bench_spread_of(store_ms, n_store).median : 0;
-    free(store_ms);
-    if (ok && index != BENCH_INDEX_NONE) {
-        figures->build_ms = (build_ms - chunk_ms * (double)n_cluster) / s->n_layers;
-        figures->build_tokens_per_s = (double)context * 1e3 / figures->build_ms;
-        figures->store_ms = chunk_ms * (double)context / CHUNK;
-    }
-    return ok;
 }
 
 /* ---- Steps ------------------------------------------------------------------------------------------------------------ */
@@ -258,40 +163,26 @@ static void add_stats(samples *own, size_t at, const dp_attention_stats *stats)
     sums->tokens_exact += (double)stats->tokens_exact;
 }
 
-static bool decode(bench_state *s, size_t method, uint32_t layer, dp_attention_stats *stats, double *ms)
-{
-    const bench_method *const m = &s->settings->methods[method];
-    dp_attention_stats_init(stats);
-    const uint64_t start = clock_ns();
-    const dp_status status =
-        dp_decode(s->sequences[m->index], layer, 1, s->q, &m->params, s->outputs[method], NULL, stats);
-    *ms = (double)(clock_ns() - start) * 1e-6;
-    return check(s, status);
-}
-
 /* All methods on one layer, the token in place; `at` is the sample's number. */
 static bool time_methods(bench_state *s, uint32_t layer, size_t at)
 {
-    const size_t n_methods = s->settings->n_methods;
+    const size_t n_methods = s->settings->methods.count;
     const counters *const counters = &s->machine->counters;
     double before[COUNTERS_MAX], after[COUNTERS_MAX];
-    size_t dense = n_methods;
+    const size_t dense = bench_dense(s->settings);
     for (size_t i = 0; i < n_methods; i++) {
         const size_t m = (at + i) % n_methods; /* who is first changes from step to step */
         samples *const own = &s->samples[m];
         dp_attention_stats stats;
         flush_caches(s);
         counters_read(counters, before);
-        if (!decode(s, m, layer, &stats, &own->ms[at]))
+        if (!contenders_attend(s->contenders, m, layer, s->q, s->outputs[m], &stats, &own->ms[at]))
             return false;
         counters_read(counters, after);
         add_stats(own, at, &stats);
         for (size_t c = 0; c < counters->n; c++)
             own->sums.counts[c] += after[c] - before[c];
     }
-    for (size_t m = 0; m < n_methods; m++)
-        if (s->settings->methods[m].params.method == DP_DENSE)
-            dense = m;
     for (size_t m = 0; dense < n_methods && m < n_methods; m++) {
         const double error = relative_error(&s->settings->shape, s->outputs[m], s->outputs[dense]);
         s->samples[m].error_sum += error;
@@ -300,20 +191,12 @@ static bool time_methods(bench_state *s, uint32_t layer, size_t at)
     return true;
 }
 
-/* The next token of a layer, in one sequence or in all; gives the milliseconds of the last one. */
-static bool append_token(bench_state *s, uint32_t layer, int index, double *ms)
+/* The next token of a layer, for one method or for all, and its query. */
+static bool append_token(bench_state *s, size_t method, uint32_t layer, double *ms)
 {
     s->source->rows(s->source, layer, s->n_tokens, 1, s->k, s->v);
     s->source->query(s->source, layer, s->step, s->n_tokens, s->q);
-    for (int i = 0; i < BENCH_INDEXES; i++) {
-        if (!s->sequences[i] || (index >= 0 && i != index))
-            continue;
-        const uint64_t start = clock_ns();
-        if (!check(s, dp_append(s->sequences[i], layer, 1, s->k, 0, s->v, 0)))
-            return false;
-        *ms = (double)(clock_ns() - start) * 1e-6;
-    }
-    return true;
+    return contenders_append(s->contenders, method, layer, s->k, s->v, ms);
 }
 
 static bool run_steps(bench_state *s, bench_figures *figures)
@@ -326,12 +209,12 @@ static bool run_steps(bench_state *s, bench_figures *figures)
     /* The first token is for warming up: scratch memory, the team, pages. */
     for (size_t t = 0; t < n_tokens + 1; t++) {
         for (uint32_t l = 0; l < s->n_layers; l++) {
-            if (!append_token(s, l, -1, &ms))
+            if (!append_token(s, SIZE_MAX, l, &ms))
                 return false;
             if (t == 0) {
-                for (size_t m = 0; m < s->settings->n_methods; m++) {
+                for (size_t m = 0; m < s->settings->methods.count; m++) {
                     dp_attention_stats stats;
-                    if (!decode(s, m, l, &stats, &ms))
+                    if (!contenders_attend(s->contenders, m, l, s->q, s->outputs[m], &stats, &ms))
                         return false;
                 }
             } else if (!time_methods(s, l, (t - 1) * s->n_layers + l)) {
@@ -349,8 +232,7 @@ static bool run_steps(bench_state *s, bench_figures *figures)
 /* Decoding as a model does it, token after token through all layers with the last method. */
 static bool run_growth(bench_state *s, bench_growth *growth)
 {
-    const size_t n = s->settings->growth, method = s->settings->n_methods - 1;
-    const bench_index index = s->settings->methods[method].index;
+    const size_t n = s->settings->growth, method = s->settings->methods.count - 1;
     double append_sum = 0, decode_sum = 0;
     double *const steps_ms = calloc(n, sizeof(*steps_ms));
     bool ok = steps_ms || fail(s, "out of memory");
@@ -360,7 +242,8 @@ static bool run_growth(bench_state *s, bench_growth *growth)
         for (uint32_t l = 0; ok && l < s->n_layers; l++) {
             double append_ms = 0, decode_ms = 0;
             dp_attention_stats stats;
-            ok = append_token(s, l, (int)index, &append_ms) && decode(s, method, l, &stats, &decode_ms);
+            ok = append_token(s, method, l, &append_ms) &&
+                 contenders_attend(s->contenders, method, l, s->q, s->outputs[method], &stats, &decode_ms);
             append_sum += append_ms;
             decode_sum += decode_ms;
             steps_ms[t] += append_ms + decode_ms;
@@ -406,11 +289,10 @@ static void settle_method(const bench_state *s, size_t method, size_t n, bench_m
     for (size_t i = 0; i < BENCH_STAGES; i++)
         f->stages_ms[i] = bench_spread_of(own->stages_ms[i], n).median;
     f->rel_error = f->rel_error_max = -1;
-    for (size_t m = 0; m < s->settings->n_methods; m++)
-        if (s->settings->methods[m].params.method == DP_DENSE) {
-            f->rel_error = own->error_sum / (double)n;
-            f->rel_error_max = own->error_max;
-        }
+    if (bench_dense(s->settings) < s->settings->methods.count) {
+        f->rel_error = own->error_sum / (double)n;
+        f->rel_error_max = own->error_max;
+    }
     /* A refined cluster is one run; sink and window of a head are two each (keys, values). */
     const double runs = f->clusters_refined + 4 * s->settings->shape.n_kv_heads;
     f->run_bytes = f->bytes_rows / runs;
@@ -421,8 +303,10 @@ static void settle_method(const bench_state *s, size_t method, size_t n, bench_m
 static bool look(bench_state *s, bench_figures *figures)
 {
     const uint32_t layer = s->n_layers / 2;
-    const dp_sequence *const sequence = s->sequences[s->settings->methods[0].index];
+    const dp_sequence *const sequence = contenders_any_sequence(s->contenders);
     dp_sequence_config config;
+    if (!sequence) /* baselines alone */
+        return true;
     dp_sequence_config_init(&config);
     s->source->query(s->source, layer, s->step, s->n_tokens - 1, s->q);
     return bench_look_attention(sequence, layer, &s->settings->shape, s->q, config.sink, config.window,
@@ -434,32 +318,30 @@ static bool run(bench_state *s, uint64_t context, bench_figures *figures)
     const bench_settings *const settings = s->settings;
     if (!choose_layers(s, context))
         return false;
+    figures->context = context;
+    figures->n_layers = s->n_layers;
     s->source = settings->n_traces > 0
         ? bench_trace_create(settings->traces, settings->n_traces, &settings->shape, s->n_layers, context, s->error,
                              s->error_size)
         : bench_synthetic_create(&settings->shape, s->n_layers, context);
     if (!s->source)
         return settings->n_traces > 0 ? false : fail(s, "out of memory");
-    if (!create_buffers(s))
-        return false;
-    for (size_t m = 0; m < settings->n_methods; m++)
-        if (!create_sequence(s, settings->methods[m].index))
-            return false;
-    for (int i = 0; i < BENCH_INDEXES; i++)
-        if (s->sequences[i] && !fill(s, (bench_index)i, context, figures))
-            return false;
-    s->n_tokens = context;
-    *figures = (bench_figures){.context = context, .n_layers = s->n_layers, .build_ms = figures->build_ms,
-                               .build_tokens_per_s = figures->build_tokens_per_s, .store_ms = figures->store_ms};
     snprintf(figures->label, sizeof(figures->label), "%s", s->source->label);
+    s->contenders = contenders_create(settings, s->runtime, s->n_layers,
+                                      context + settings->steps + s->n_layers + settings->growth + 1, s->error,
+                                      s->error_size);
+    if (!s->contenders || !create_buffers(s) || !contenders_fill(s->contenders, s->source, context, figures))
+        return false;
+    s->n_tokens = context;
     if (!run_steps(s, figures))
         return false;
-    for (size_t m = 0; m < settings->n_methods; m++)
+    for (size_t m = 0; m < settings->methods.count; m++)
         settle_method(s, m, figures->steps, &figures->methods[m]);
     if (!look(s, figures) || !run_growth(s, &figures->append))
         return false;
+    const dp_sequence *const last = contenders_sequence(s->contenders, settings->methods.count - 1);
     dp_memory_init(&figures->memory);
-    return check(s, dp_sequence_memory(s->sequences[settings->methods[settings->n_methods - 1].index], &figures->memory));
+    return !last || dp_sequence_memory(last, &figures->memory) == DP_OK || fail(s, "the memory could not be counted");
 }
 
 bool bench_run(const bench_settings *settings, const bench_machine *machine, dp_runtime *runtime, uint64_t context,
