@@ -1,7 +1,6 @@
 /* bench_contenders.c: see bench_contenders.h. */
 #include "bench_contenders.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -104,7 +103,6 @@ static bool create_cache(contenders *c, uint64_t capacity)
     config.n_kv_heads = shape->n_kv_heads;
     config.key_dim = config.value_dim = shape->dim;
     config.type = c->settings->type;
-    config.scale = 1 / sqrtf((float)shape->dim);
     c->cache = method_cache_create(c->runtime, &config, (size_t)capacity);
     return c->cache || fail(c, "no memory for the baselines' cache");
 }
@@ -211,14 +209,20 @@ static bool fill_sequence(contenders *c, const contender *m, bench_source *sourc
     return ok;
 }
 
+static bool append_to_cache(contenders *c, uint32_t layer, size_t n, const float *k, const float *v)
+{
+    const size_t width = (size_t)c->settings->shape.n_kv_heads * c->settings->shape.dim;
+    return method_cache_append(c->cache, layer, n, k, width, v, width) || fail(c, "the baselines' cache is full");
+}
+
 static bool fill_cache(contenders *c, bench_source *source, uint64_t context)
 {
     for (uint32_t l = 0; l < c->n_layers; l++)
         for (uint64_t first = 0; first < context; first += CHUNK) {
             const size_t n = context - first < CHUNK ? (size_t)(context - first) : CHUNK;
             source->rows(source, l, first, n, c->k, c->v);
-            if (!method_cache_append(c->cache, l, n, c->k, 0, c->v, 0))
-                return fail(c, "the baselines' cache is full");
+            if (!append_to_cache(c, l, n, c->k, c->v))
+                return false;
         }
     return true;
 }
@@ -259,10 +263,10 @@ static bool append_one(contenders *c, const contender *m, uint32_t layer, const 
 bool contenders_append(contenders *c, size_t method, uint32_t layer, const float *k, const float *v, double *ms)
 {
     if (method != SIZE_MAX) /* growth: a baseline's cache grows with it */
-        return (c->list[method].sequence || method_cache_append(c->cache, layer, 1, k, 0, v, 0) ||
-                fail(c, "the baselines' cache is full")) && append_one(c, &c->list[method], layer, k, v, ms);
-    if (c->cache && !method_cache_append(c->cache, layer, 1, k, 0, v, 0))
-        return fail(c, "the baselines' cache is full");
+        return (c->list[method].sequence || append_to_cache(c, layer, 1, k, v)) &&
+               append_one(c, &c->list[method], layer, k, v, ms);
+    if (c->cache && !append_to_cache(c, layer, 1, k, v))
+        return false;
     for (size_t i = 0; i < c->settings->methods.count; i++)
         if (c->list[i].owner == i && !append_one(c, &c->list[i], layer, k, v, ms))
             return false;
