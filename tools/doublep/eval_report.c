@@ -192,7 +192,8 @@ bool eval_report_positions(const eval_report *r, FILE *out)
             return false;
         if (m == 0)
             fprintf(out, "\n%-*s%*s%*s%*s%*s\n", width, "by position in the answer", 2 * COLUMN_WIDTH, "positions",
-                    COLUMN_WIDTH, "KL", COLUMN_WIDTH, "error", COLUMN_WIDTH, "bytes");
+                    COLUMN_WIDTH, "KL", r->attention ? COLUMN_WIDTH : 0, r->attention ? "error" : "", COLUMN_WIDTH,
+                    "bytes");
         size_t first = 0;
         for (size_t last = 16; first < sum.n_positions; first = last, last *= 2) {
             eval_position p = {0};
@@ -206,9 +207,11 @@ bool eval_report_positions(const eval_report *r, FILE *out)
             }
             char range[48];
             snprintf(range, sizeof(range), "%zu - %zu", first, last - 1);
-            fprintf(out, "%-*s%*s%*.5f%*.4f%*.2f %%\n", width, first == 0 ? r->methods->list[m].label : "",
-                    2 * COLUMN_WIDTH, range, COLUMN_WIDTH, eval_ratio(p.kl, p.count), COLUMN_WIDTH,
-                    eval_ratio(p.error, p.count), COLUMN_WIDTH - 2, 100 * eval_ratio(p.bytes, p.bytes_dense));
+            fprintf(out, "%-*s%*s%*.5f", width, first == 0 ? r->methods->list[m].label : "", 2 * COLUMN_WIDTH, range,
+                    COLUMN_WIDTH, eval_ratio(p.kl, p.count));
+            if (r->attention)
+                fprintf(out, "%*.4f", COLUMN_WIDTH, eval_ratio(p.error, p.count));
+            fprintf(out, "%*.2f %%\n", COLUMN_WIDTH - 2, 100 * eval_ratio(p.bytes, p.bytes_dense));
         }
         eval_result_free(&sum);
     }

@@ -44,6 +44,7 @@ static const sum_field sums[] = {
     SUM(error_sum),     LARGEST(error_max),  SUM(mass_sum),      SUM(under_p),           SUM(tokens_kept),
     SUM(tokens_held),   SUM(steps),          SUM(bytes_index),   SUM(bytes_rows),        SUM(bytes_dense),
     SUM(attention_ns),  SUM(append_ns),      SUM(create_ns),
+    SUM(attention_median_ns),
 };
 enum { N_SUMS = sizeof(sums) / sizeof(sums[0]), POSITION_SUMS = sizeof(eval_position) / sizeof(double) };
 
@@ -197,7 +198,8 @@ json_t *eval_result_figures(const eval_result *r)
         {"index_bytes_fraction", eval_ratio(r->bytes_index, r->bytes_dense), false},
         {"row_bytes_fraction", eval_ratio(r->bytes_rows, r->bytes_dense), false},
         {"tokens_used_fraction", eval_ratio(r->tokens_kept, r->tokens_held), false},
-        {"attention_ms_per_token", eval_ratio(r->attention_ns * 1e-6, r->steps), false},
+        {"attention_ms_per_token", eval_ratio(r->attention_median_ns * 1e-6, r->prompts), false},
+        {"attention_ms_per_token_mean", eval_ratio(r->attention_ns * 1e-6, r->steps), false},
         {"append_ms_per_token", eval_ratio(r->append_ns * 1e-6, r->steps), false},
         {"index_ms_per_prompt", eval_ratio(r->create_ns * 1e-6, r->prompts), false},
         {"perplexity", exp(eval_ratio(r->nll_sum, r->answer_tokens)), false},

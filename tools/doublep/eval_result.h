@@ -39,6 +39,7 @@ typedef struct eval_result {
     double steps; /* tokens decoded */
     double bytes_index, bytes_rows, bytes_dense;
     double attention_ns, append_ns, create_ns;
+    double attention_median_ns; /* of the tokens of a prompt; the machine may be busy with other things, too */
     eval_histogram error, lost; /* relative error; 1 - mass */
     eval_position *positions;
     size_t n_positions;

@@ -32,6 +32,7 @@ struct eval_runner {
     void *state;
     eval_result *result;
     eval_position *position; /* of the step that runs */
+    uint64_t *step_ns;       /* [steps] attention of each token so far */
 };
 
 /* ---- The attention of every layer ---------------------------------------------------------------------------------- */
@@ -160,9 +161,23 @@ static bool make_state(eval_runner *r, const eval_method *method, eval_result *r
 /* Feeds one token; logits may be NULL. */
 static bool feed(eval_runner *r, int32_t id, eval_position *position, float *logits, char *error, size_t error_size)
 {
+    const double before = r->result->attention_ns;
     r->position = position;
-    r->result->steps++;
-    return model_decode(r->context, 0, &id, 1, NULL, logits, NULL, error, error_size);
+    const bool done = model_decode(r->context, 0, &id, 1, NULL, logits, NULL, error, error_size);
+    r->step_ns[(size_t)r->result->steps++] = (uint64_t)(r->result->attention_ns - before);
+    return done;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(uint64_t *x, size_t n)
+{
+    qsort(x, n, sizeof(*x), by_size);
+    return n ? (double)x[n / 2] : 0;
 }
 
 /* Answer positions that there can be. */
@@ -246,6 +261,7 @@ static bool run_tokens(eval_runner *r, const eval_method *method, answer_notes *
         done = no_memory(error, error_size);
     result->n_positions = n;
     result->prompts = 1;
+    result->attention_median_ns = median(r->step_ns, (size_t)result->steps);
     if (done)
         eval_score_answer(&r->reference, expected->ids, expected->count, notes->n_right, notes->diverged, result);
     return done;
@@ -297,10 +313,12 @@ static void drop_prompt(eval_runner *r)
     sequence_mark_free(r->mark);
     method_cache_free(r->cache);
     free(r->kept);
+    free(r->step_ns);
     r->truth = NULL;
     r->mark = NULL;
     r->cache = NULL;
     r->kept = NULL;
+    r->step_ns = NULL;
     r->prompt = NULL;
 }
 
@@ -371,8 +389,9 @@ bool eval_runner_start(eval_runner *r, const eval_case *c, progress *bar, eval_r
     r->stride = capacity;
     r->cache = method_cache_create(model_context_runtime(r->context), &shape, capacity);
     r->kept = malloc(shape.n_kv_heads * capacity);
+    r->step_ns = malloc((c->question.count + most_positions(r)) * sizeof(*r->step_ns));
     r->truth = r->cache ? truth_create(r->cache) : NULL;
-    if (!r->cache || !r->kept || !r->truth)
+    if (!r->cache || !r->kept || !r->truth || !r->step_ns)
         return no_memory(error, error_size);
     if (!make_rows(r, bar, error, error_size) || !model_build_index(r->context, 0, error, error_size))
         return false;
