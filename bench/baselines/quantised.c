@@ -10,7 +10,7 @@
 #include "simd/half.h"
 #include "tasks.h"
 
-enum { LEVELS = 15, ROWS = 16 };
+enum { LEVELS = 15, ROWS = 16, MAX_GROUP = 1024 };
 
 struct quantised_keys {
     const method_cache *cache;
@@ -113,7 +113,12 @@ void quantised_logits(const quantised_keys *keys, uint32_t layer, uint32_t kv_he
     const size_t dim = c->format.key_dim, row_bytes = quantised_row_bytes(c);
     const uint8_t *const rows = rows_of(keys, layer, kv_head);
     _Alignas(64) uint32_t codes[ROWS * DP_MAX_DIM / 2];
-    float low[ROWS], step[ROWS];
+    float low[ROWS], step[ROWS], sums[MAX_GROUP];
+    for (size_t r = 0; r < c->group; r++) {
+        sums[r] = 0;
+        for (size_t j = 0; j < dim; j++)
+            sums[r] += q[r * dim + j];
+    }
     for (size_t first = 0; first < n; first += ROWS) {
         const size_t some = n - first < ROWS ? n - first : ROWS;
         for (size_t i = 0; i < some; i++) {
@@ -127,12 +132,9 @@ void quantised_logits(const quantised_keys *keys, uint32_t layer, uint32_t kv_he
         }
         c->kernels->key_logits[DP_BF16](q, c->group, dim, codes, dim, NULL, some, 1, out + first, stride);
         for (size_t r = 0; r < c->group; r++) {
-            float sum = 0;
-            for (size_t j = 0; j < dim; j++)
-                sum += q[r * dim + j];
             float *const row = out + r * stride + first;
             for (size_t i = 0; i < some; i++)
-                row[i] = low[i] * sum + step[i] * row[i];
+                row[i] = low[i] * sums[r] + step[i] * row[i];
         }
     }
 }

@@ -116,11 +116,15 @@ static size_t list_candidates(twilight_state *s, uint32_t kv_head, uint64_t firs
     const uint8_t *const chosen = pages_chosen(s->pages, kv_head);
     size_t *count;
     uint32_t *const candidates = tokens_candidates(s->choice, kv_head, &count);
-    *count = 0;
-    for (uint64_t t = 0; t < n; t++)
-        if (t < first || t >= end || chosen[(t - first) / page])
-            candidates[(*count)++] = (uint32_t)t;
-    return *count;
+    size_t k = 0;
+    for (uint64_t t = 0; t < first; t++)
+        candidates[k++] = (uint32_t)t;
+    for (uint64_t i = 0; first + i * page < end; i++)
+        for (uint64_t t = first + i * page; chosen[i] && t < first + (i + 1) * page; t++)
+            candidates[k++] = (uint32_t)t;
+    for (uint64_t t = end; t < n; t++)
+        candidates[k++] = (uint32_t)t;
+    return *count = k;
 }
 
 static bool attend(void *state, uint32_t layer, const float *q, float *out, method_report *report)

@@ -50,9 +50,11 @@ static bool compare(eval_runner *r, const model_attention_call *call)
     r->method->type->mark(r->state, call->layer, r->kept, r->stride);
     if (!truth_attend(r->truth, call->layer, call->q, r->kept, r->stride, r->truth_out, r->truth_mass))
         return false;
+    uint64_t n_kept = 0;
     for (uint32_t h = 0; h < c->n_kv_heads; h++)
         for (uint64_t t = 0; t < n; t++)
-            result->tokens_kept += r->kept[h * r->stride + t];
+            n_kept += r->kept[h * r->stride + t];
+    result->tokens_kept += (double)n_kept;
     result->tokens_held += (double)(n * c->n_kv_heads);
     double error_sum = 0, mass_sum = 0;
     for (size_t h = 0; h < c->n_query_heads; h++) {
