@@ -164,6 +164,56 @@ static bool print_groups(const eval_report *r, const groups *all, const char *ti
     return true;
 }
 
+/* Whether the method is the first of its name. */
+static bool first_of_name(const eval_report *r, size_t method)
+{
+    for (size_t m = 0; m < method; m++)
+        if (r->methods->list[m].type == r->methods->list[method].type)
+            return false;
+    return true;
+}
+
+/* Of the settings of each method those that read least, for a KL that they must not exceed. */
+static bool print_frontier(const eval_report *r, FILE *out)
+{
+    static const double limits[] = {0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1};
+    enum { N_LIMITS = sizeof(limits) / sizeof(limits[0]) };
+    const int width = label_width(r);
+    fprintf(out, "\n%-*s", width, "fewest bytes with a KL of at most");
+    for (size_t i = 0; i < N_LIMITS; i++)
+        fprintf(out, "%*g", COLUMN_WIDTH, limits[i]);
+    fputc('\n', out);
+    for (size_t first = 0; first < r->methods->count; first++) {
+        if (!first_of_name(r, first))
+            continue;
+        double least[N_LIMITS];
+        for (size_t i = 0; i < N_LIMITS; i++)
+            least[i] = -1;
+        for (size_t m = first; m < r->methods->count; m++) {
+            if (r->methods->list[m].type != r->methods->list[first].type)
+                continue;
+            json_t *const figures = group_figures(r, m, &(group){0});
+            if (!figures)
+                return false;
+            const json_t *const kl = json_object_get(figures, "kl_mean");
+            const double bytes = json_number_value(json_object_get(figures, "bytes_fraction"));
+            for (size_t i = 0; i < N_LIMITS && json_is_number(kl); i++)
+                if (json_number_value(kl) <= limits[i] && (least[i] < 0 || bytes < least[i]))
+                    least[i] = bytes;
+            json_decref(figures);
+        }
+        fprintf(out, "%-*s", width, r->methods->list[first].type->name);
+        for (size_t i = 0; i < N_LIMITS; i++) {
+            if (least[i] < 0)
+                fprintf(out, "%*s", COLUMN_WIDTH, "-");
+            else
+                fprintf(out, "%*.2f %%", COLUMN_WIDTH - 2, 100 * least[i]);
+        }
+        fputc('\n', out);
+    }
+    return true;
+}
+
 bool eval_report_tables(const eval_report *r, FILE *out)
 {
     static const column by_group[] = {
@@ -180,7 +230,10 @@ bool eval_report_tables(const eval_report *r, FILE *out)
             done = print_groups(r, &all, title, &by_group[i], out);
         }
     }
-    return done;
+    bool several = false;
+    for (size_t m = 0; m < r->methods->count; m++)
+        several |= !first_of_name(r, m);
+    return done && (!several || print_frontier(r, out));
 }
 
 bool eval_report_positions(const eval_report *r, FILE *out)

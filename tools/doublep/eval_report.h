@@ -17,7 +17,8 @@ typedef struct eval_report {
     bool texts;     /* perplexity means something: answers were given */
 } eval_report;
 
-/* By method; then, where there is more than one, by task and by context. False where memory runs out. */
+/* By method; then, where there is more than one, by task and by context; then, where a method has several settings, the
+ * fewest bytes that reach a KL. False where memory runs out. */
 bool eval_report_tables(const eval_report *r, FILE *out);
 
 /* KL and error over the position in the answer, in ranges of doubling length. */
