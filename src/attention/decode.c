@@ -11,14 +11,16 @@ enum { STAGE_SCORE, STAGE_EXACT, STAGE_SELECT, STAGE_GATHER, STAGE_MERGE, STAGES
  * little to hand out. Very long contexts get longer items, so that the partial results stay few. */
 enum { ITEM_BYTES = 64 << 10, ITEMS_PER_HEAD = 512 };
 
-static size_t item_tokens(const dp_step *step) {
+static size_t item_tokens(const dp_step *step)
+{
     const dp_row_format *const f = &step->sequence->format;
     const size_t even = ITEM_BYTES / (f->key_bytes + f->value_bytes), few = step->layer->n_tokens / ITEMS_PER_HEAD;
     return even > few ? even : few;
 }
 
 /* Carves the step's memory; run once on an empty scratch to learn the size. */
-static void carve(dp_step *step, dp_scratch *scratch) {
+static void carve(dp_step *step, dp_scratch *scratch)
+{
     const dp_sequence *const s = step->sequence;
     const size_t rows = step->rows, n_heads = s->config.n_kv_heads;
     const bool real = scratch->base != NULL;
@@ -45,8 +47,7 @@ static void carve(dp_step *step, dp_scratch *scratch) {
         plan.estimated = dp_scratch_take(scratch, plan.n_positions * sizeof *plan.estimated);
         plan.items_capacity = dp_items_capacity(step, head);
         plan.items = dp_scratch_take(scratch, plan.items_capacity * sizeof *plan.items);
-        plan.partials =
-            dp_scratch_take(scratch, plan.items_capacity * dp_partial_floats(step) * sizeof *plan.partials);
+        plan.partials = dp_scratch_take(scratch, plan.items_capacity * dp_partial_floats(step) * sizeof *plan.partials);
         if (real) step->heads[h] = plan;
         if (step->sparse) step->n_tasks += dp_score_count_tasks(head);
     }
@@ -57,7 +58,8 @@ static void carve(dp_step *step, dp_scratch *scratch) {
 }
 
 /* Collects the queries by KV head, and lists what is known before any work. */
-static void plan(dp_step *step) {
+static void plan(dp_step *step)
+{
     const dp_sequence *const s = step->sequence;
     const size_t dim = s->format.key_dim, group = s->group;
     for (int i = 0; i < STAGES * s->n_arenas; i++) atomic_init(&step->tickets[i].next, 0);
@@ -86,7 +88,8 @@ typedef struct worker {
 } worker;
 
 /* Heads of an arena: [first, last). */
-static void arena_heads(const dp_step *step, int arena, size_t *first, size_t *last) {
+static void arena_heads(const dp_step *step, int arena, size_t *first, size_t *last)
+{
     const size_t n_heads = step->sequence->config.n_kv_heads;
     size_t f = 0, l;
     while (f < n_heads && step->heads[f].head->arena != arena) f++;
@@ -98,7 +101,8 @@ static void arena_heads(const dp_step *step, int arena, size_t *first, size_t *l
 typedef size_t (*count_fn)(const dp_step *step, size_t kv_head);
 typedef void (*task_fn)(const worker *w, size_t kv_head, size_t task);
 
-static void run_stage(const worker *w, int stage, count_fn count, task_fn run) {
+static void run_stage(const worker *w, int stage, count_fn count, task_fn run)
+{
     dp_step *const step = w->step;
     const int n_arenas = step->sequence->n_arenas;
     for (int a = 0; a < n_arenas; a++) {
@@ -113,52 +117,66 @@ static void run_stage(const worker *w, int stage, count_fn count, task_fn run) {
     }
 }
 
-static size_t count_scores(const dp_step *step, size_t h) {
+static size_t count_scores(const dp_step *step, size_t h)
+{
     return step->heads[h].n_tasks;
 }
-static void run_score(const worker *w, size_t h, size_t i) {
+static void run_score(const worker *w, size_t h, size_t i)
+{
     const size_t task = w->step->heads[h].first_task + i;
     dp_score_run(w->step, &w->step->tasks[task], w->step->task_max + task * w->step->rows);
 }
 
-static size_t count_exact(const dp_step *step, size_t h) {
+static size_t count_exact(const dp_step *step, size_t h)
+{
     return step->heads[h].n_exact_items;
 }
-static size_t count_rest(const dp_step *step, size_t h) {
+static size_t count_rest(const dp_step *step, size_t h)
+{
     return step->heads[h].n_items - step->heads[h].n_exact_items;
 }
-static void run_exact(const worker *w, size_t h, size_t i) {
+static void run_exact(const worker *w, size_t h, size_t i)
+{
     dp_gather_item(w->step, &w->step->heads[h], i, w->scratch);
 }
-static void run_rest(const worker *w, size_t h, size_t i) {
+static void run_rest(const worker *w, size_t h, size_t i)
+{
     dp_gather_item(w->step, &w->step->heads[h], w->step->heads[h].n_exact_items + i, w->scratch);
 }
 
-static size_t count_one(const dp_step *step, size_t h) {
+static size_t count_one(const dp_step *step, size_t h)
+{
     (void)step, (void)h;
     return 1;
 }
-static void run_select(const worker *w, size_t h, size_t i) {
+static void run_select(const worker *w, size_t h, size_t i)
+{
     (void)i;
-    if (w->step->sparse) dp_select(w->step, &w->step->heads[h]);
-    else dp_pieces_all(w->step, &w->step->heads[h]);
+    if (w->step->sparse)
+        dp_select(w->step, &w->step->heads[h]);
+    else
+        dp_pieces_all(w->step, &w->step->heads[h]);
 }
 
-static size_t count_rows(const dp_step *step, size_t h) {
+static size_t count_rows(const dp_step *step, size_t h)
+{
     (void)h;
     return step->rows;
 }
-static void run_merge(const worker *w, size_t h, size_t i) {
+static void run_merge(const worker *w, size_t h, size_t i)
+{
     dp_merge_row(w->step, h, i);
 }
 
-static uint64_t now_ns(void) {
+static uint64_t now_ns(void)
+{
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static void step_worker(void *argument, int thread, int n_threads) {
+static void step_worker(void *argument, int thread, int n_threads)
+{
     dp_step *const step = argument;
     const worker w = {.step = step,
                       .thread = thread,
@@ -183,7 +201,8 @@ static void step_worker(void *argument, int thread, int n_threads) {
         for (int i = 0; i < 4; i++) step->ns[i] = t[i + 1] - t[i];
 }
 
-static void fill_stats(const dp_step *step, dp_attention_stats *stats) {
+static void fill_stats(const dp_step *step, dp_attention_stats *stats)
+{
     const dp_sequence *const s = step->sequence;
     dp_attention_stats_init(stats);
     double exact_share = 0;
@@ -213,13 +232,15 @@ static void fill_stats(const dp_step *step, dp_attention_stats *stats) {
 }
 
 dp_status dp_decode(dp_sequence *s, uint32_t layer, size_t n_queries, const float *q, const dp_attention_params *params,
-                    float *out, float *lse, dp_attention_stats *stats) {
+                    float *out, float *lse, dp_attention_stats *stats)
+{
     return dp_decode_observed(s, layer, n_queries, q, params, out, lse, stats, NULL, NULL);
 }
 
 dp_status dp_decode_observed(dp_sequence *s, uint32_t layer, size_t n_queries, const float *q,
                              const dp_attention_params *params, float *out, float *lse, dp_attention_stats *stats,
-                             dp_observe_fn observe, void *user) {
+                             dp_observe_fn observe, void *user)
+{
     if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_decode: sequence is NULL");
     dp_runtime *const rt = s->runtime;
     if (layer >= s->config.n_layers)

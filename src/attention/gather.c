@@ -10,7 +10,8 @@ enum {
 };
 
 /* A partial is [rows][2] maximum and sum, then [rows][value_dim] values, relative to exp(maximum). */
-static float *accumulators(const dp_step *step, float *partial) {
+static float *accumulators(const dp_step *step, float *partial)
+{
     return partial + 2 * step->rows;
 }
 
@@ -19,22 +20,26 @@ typedef struct gather_scratch {
     uint32_t *index; /* [MEANS_PER_BATCH] */
 } gather_scratch;
 
-static size_t weights_bytes(const dp_step *step) {
+static size_t weights_bytes(const dp_step *step)
+{
     return step->rows * MEANS_PER_BATCH * sizeof(float);
 }
 
-size_t dp_gather_scratch_bytes(const dp_step *step) {
+size_t dp_gather_scratch_bytes(const dp_step *step)
+{
     return weights_bytes(step) + MEANS_PER_BATCH * sizeof(uint32_t);
 }
 
 /* The next piece's keys and values are one run in a cluster; the hardware does not see across runs. */
-static void prefetch(const dp_piece *piece, const dp_row_format *f) {
+static void prefetch(const dp_piece *piece, const dp_row_format *f)
+{
     const size_t bytes = piece->n * (f->key_bytes + f->value_bytes);
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(piece->k + i, 0, 2);
 }
 
 /* Brings the running maximum of a row up to the batch's and turns its logits into weights. */
-static void weigh(const dp_step *step, float *state, float *values, float *logits, size_t n) {
+static void weigh(const dp_step *step, float *state, float *values, float *logits, size_t n)
+{
     const float top = step->kernels->max(logits, n);
     if (top > state[0]) {
         if (state[0] > -INFINITY) {
@@ -48,7 +53,8 @@ static void weigh(const dp_step *step, float *state, float *values, float *logit
 }
 
 static void gather_pieces(const dp_step *step, const dp_head_step *h, const dp_item *item, float *partial,
-                          const gather_scratch *scratch) {
+                          const gather_scratch *scratch)
+{
     const dp_row_format *const f = &step->sequence->format;
     const dp_kernels *const kernels = step->kernels;
     float *const values = accumulators(step, partial);
@@ -76,7 +82,8 @@ static void gather_pieces(const dp_step *step, const dp_head_step *h, const dp_i
 }
 
 static void gather_means(const dp_step *step, const dp_head_step *h, const dp_item *item, float *partial,
-                         const gather_scratch *scratch) {
+                         const gather_scratch *scratch)
+{
     const size_t dim = step->sequence->format.value_dim;
     for (size_t r = 0; r < step->rows; r++) partial[2 * r] = h->reference[r];
     uint32_t segment = 0;
@@ -100,7 +107,8 @@ static void gather_means(const dp_step *step, const dp_head_step *h, const dp_it
     }
 }
 
-void dp_gather_item(const dp_step *step, const dp_head_step *h, size_t number, void *memory) {
+void dp_gather_item(const dp_step *step, const dp_head_step *h, size_t number, void *memory)
+{
     const gather_scratch scratch = {.weights = memory, .index = (void *)((char *)memory + weights_bytes(step))};
     const dp_item *const item = &h->items[number];
     float *const partial = h->partials + number * dp_partial_floats(step);
@@ -109,6 +117,8 @@ void dp_gather_item(const dp_step *step, const dp_head_step *h, size_t number, v
         partial[2 * r + 1] = 0;
     }
     memset(accumulators(step, partial), 0, step->rows * step->sequence->format.value_dim * sizeof *partial);
-    if (item->estimated) gather_means(step, h, item, partial, &scratch);
-    else gather_pieces(step, h, item, partial, &scratch);
+    if (item->estimated)
+        gather_means(step, h, item, partial, &scratch);
+    else
+        gather_pieces(step, h, item, partial, &scratch);
 }

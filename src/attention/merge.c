@@ -4,7 +4,8 @@
 
 #include "attention/step.h"
 
-void dp_merge_row(const dp_step *step, size_t kv_head, size_t row) {
+void dp_merge_row(const dp_step *step, size_t kv_head, size_t row)
+{
     const dp_head_step *const h = &step->heads[kv_head];
     const size_t dim = step->sequence->format.value_dim, stride = dp_partial_floats(step);
     const size_t query = row / step->sequence->group, in_group = row % step->sequence->group;

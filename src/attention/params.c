@@ -4,7 +4,8 @@
 #include "attention/step.h"
 #include "runtime/structs.h"
 
-void dp_attention_params_init(dp_attention_params *params) {
+void dp_attention_params_init(dp_attention_params *params)
+{
     memset(params, 0, sizeof *params);
     params->struct_size = sizeof *params;
     params->method = DP_DOUBLE_P;
@@ -17,7 +18,8 @@ void dp_attention_params_init(dp_attention_params *params) {
     params->exact_mass = 1;
 }
 
-void dp_attention_params_init_paper(dp_attention_params *params) {
+void dp_attention_params_init_paper(dp_attention_params *params)
+{
     dp_attention_params_init(params);
     params->refine = DP_REFINE_TOP_P;
     params->p1 = 0.95f;
@@ -26,12 +28,14 @@ void dp_attention_params_init_paper(dp_attention_params *params) {
     params->exact_mass = 0;
 }
 
-void dp_attention_stats_init(dp_attention_stats *stats) {
+void dp_attention_stats_init(dp_attention_stats *stats)
+{
     memset(stats, 0, sizeof *stats);
     stats->struct_size = sizeof *stats;
 }
 
-dp_status dp_params_settle(const dp_sequence *sequence, const dp_attention_params *params, dp_attention_params *p) {
+dp_status dp_params_settle(const dp_sequence *sequence, const dp_attention_params *params, dp_attention_params *p)
+{
     dp_runtime *const rt = sequence->runtime;
     dp_attention_params_init(p);
     if (!params) return DP_OK;
@@ -45,7 +49,8 @@ dp_status dp_params_settle(const dp_sequence *sequence, const dp_attention_param
     if (!(p->p1 >= 0 && p->p1 <= 1))
         return dp_fail(rt, DP_ERR_INVALID, "dp_decode: p1 is %g, must be in [0, 1]", (double)p->p1);
     if (p->refine == DP_REFINE_TOP_P && !(p->p2 >= 0 && p->p2 <= p->p1))
-        return dp_fail(rt, DP_ERR_INVALID, "dp_decode: p2 is %g, must be in [0, p1 = %g]", (double)p->p2, (double)p->p1);
+        return dp_fail(rt, DP_ERR_INVALID, "dp_decode: p2 is %g, must be in [0, p1 = %g]", (double)p->p2,
+                       (double)p->p1);
     if (p->refine == DP_REFINE_BUDGET && !(p->epsilon >= 0 && p->epsilon <= 1))
         return dp_fail(rt, DP_ERR_INVALID, "dp_decode: epsilon is %g, must be in [0, 1]", (double)p->epsilon);
     return DP_OK;

@@ -1,43 +1,49 @@
 /* Work lists: runs of rows (pieces) and the items they are cut into. */
 #include "attention/step.h"
 
-static size_t ceil_div(size_t a, size_t b) {
+static size_t ceil_div(size_t a, size_t b)
+{
     return (a + b - 1) / b;
 }
 
 enum { ESTIMATED_PER_ITEM = 256 };
 
-size_t dp_pieces_capacity(const dp_step *step, const dp_head *head) {
+size_t dp_pieces_capacity(const dp_step *step, const dp_head *head)
+{
     size_t n = ceil_div(head->sink.n, DP_PIECE_ROWS) + ceil_div(head->tail.n, DP_PIECE_ROWS) + step->n_queries + 2;
     for (uint32_t s = 0; s < head->n_segments; s++)
         n += head->segments[s].n_clusters + head->segments[s].n_tokens / DP_PIECE_ROWS;
     return n;
 }
 
-size_t dp_items_capacity(const dp_step *step, const dp_head *head) {
+size_t dp_items_capacity(const dp_step *step, const dp_head *head)
+{
     /* An item is closed when it has item_tokens or more, so all but the last of each of the three lists have that. */
     return (head->sink.n + head->tail.n) / step->item_tokens + head->clustered / step->item_tokens +
            head->n_panels * DP_PANEL / ESTIMATED_PER_ITEM + 3;
 }
 
-static void add_piece(dp_head_step *head, const char *k, const char *v, size_t n, size_t first_row) {
-    head->pieces[head->n_pieces++] =
-        (dp_piece){.k = k, .v = v, .n = (uint32_t)n, .first_row = (uint32_t)first_row};
+static void add_piece(dp_head_step *head, const char *k, const char *v, size_t n, size_t first_row)
+{
+    head->pieces[head->n_pieces++] = (dp_piece){.k = k, .v = v, .n = (uint32_t)n, .first_row = (uint32_t)first_row};
 }
 
 /* Adds n rows that follow each other as pieces. */
-static void add_run(const dp_row_format *f, dp_head_step *head, const char *k, const char *v, size_t n) {
+static void add_run(const dp_row_format *f, dp_head_step *head, const char *k, const char *v, size_t n)
+{
     for (size_t i = 0; i < n; i += DP_PIECE_ROWS)
         add_piece(head, k + i * f->key_bytes, v + i * f->value_bytes, n - i < DP_PIECE_ROWS ? n - i : DP_PIECE_ROWS, 0);
 }
 
 /* Adds rows in token order. The call's own tokens after the first are not seen by the queries before them: each is a
  * piece of its own, so that no query row ever touches a row it must not see (a masked NaN would still be a NaN). */
-static void add_ordered(const dp_step *step, dp_head_step *head, const dp_rows *rows, uint64_t first_token) {
+static void add_ordered(const dp_step *step, dp_head_step *head, const dp_rows *rows, uint64_t first_token)
+{
     const dp_row_format *const f = &step->sequence->format;
     const uint64_t seen_by_all = step->layer->n_tokens - step->n_queries + 1; /* tokens before this number */
     size_t n = 0;
-    if (first_token < seen_by_all) n = seen_by_all - first_token < rows->n ? (size_t)(seen_by_all - first_token) : rows->n;
+    if (first_token < seen_by_all)
+        n = seen_by_all - first_token < rows->n ? (size_t)(seen_by_all - first_token) : rows->n;
     add_run(f, head, rows->k, rows->v, n);
     for (size_t i = n; i < rows->n; i++) {
         const size_t query = (size_t)(first_token + i - seen_by_all + 1);
@@ -46,7 +52,8 @@ static void add_ordered(const dp_step *step, dp_head_step *head, const dp_rows *
 }
 
 /* Cuts the pieces from number `first` on into items. */
-static void cut_items(const dp_step *step, dp_head_step *head, size_t first) {
+static void cut_items(const dp_step *step, dp_head_step *head, size_t first)
+{
     size_t tokens = 0, start = first;
     for (size_t i = first; i < head->n_pieces; i++) {
         tokens += head->pieces[i].n;
@@ -57,7 +64,8 @@ static void cut_items(const dp_step *step, dp_head_step *head, size_t first) {
     }
 }
 
-void dp_pieces_exact(const dp_step *step, dp_head_step *h) {
+void dp_pieces_exact(const dp_step *step, dp_head_step *h)
+{
     const dp_row_format *const f = &step->sequence->format;
     h->n_pieces = h->n_items = h->n_estimated = 0;
     add_ordered(step, h, &h->head->sink, 0);
@@ -68,12 +76,14 @@ void dp_pieces_exact(const dp_step *step, dp_head_step *h) {
     h->counts.bytes_rows = h->counts.tokens_exact * (f->key_bytes + f->value_bytes);
 }
 
-static void add_cluster(const dp_row_format *f, dp_head_step *h, const dp_segment *segment, uint32_t cluster) {
+static void add_cluster(const dp_row_format *f, dp_head_step *h, const dp_segment *segment, uint32_t cluster)
+{
     add_run(f, h, dp_segment_keys(segment, f, cluster), dp_segment_values(segment, f, cluster),
             dp_segment_size(segment, cluster));
 }
 
-void dp_pieces_all(const dp_step *step, dp_head_step *h) {
+void dp_pieces_all(const dp_step *step, dp_head_step *h)
+{
     const dp_row_format *const f = &step->sequence->format;
     const size_t first = h->n_pieces;
     for (uint32_t s = 0; s < h->head->n_segments; s++)
@@ -83,7 +93,8 @@ void dp_pieces_all(const dp_step *step, dp_head_step *h) {
     h->counts.bytes_rows += h->head->clustered * (f->key_bytes + f->value_bytes);
 }
 
-void dp_pieces_selected(const dp_step *step, dp_head_step *h) {
+void dp_pieces_selected(const dp_step *step, dp_head_step *h)
+{
     const dp_row_format *const f = &step->sequence->format;
     const size_t first = h->n_pieces;
     const uint8_t *flags = h->flags;
@@ -99,8 +110,8 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h) {
             }
         }
         flags += segment->n_panels * DP_PANEL;
-        h->counts.bytes_centroids += (uint64_t)segment->n_panels * DP_PANEL * (f->key_dim * 2 + 3 * sizeof(float)) +
-                                     f->key_dim * sizeof(float);
+        h->counts.bytes_centroids +=
+            (uint64_t)segment->n_panels * DP_PANEL * (f->key_dim * 2 + 3 * sizeof(float)) + f->key_dim * sizeof(float);
     }
     cut_items(step, h, first);
     for (size_t i = 0; i < h->n_estimated; i += ESTIMATED_PER_ITEM)

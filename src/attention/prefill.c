@@ -31,17 +31,18 @@ typedef struct block {
     const dp_head *head;
     size_t first_query, n_queries, rows;
     uint64_t first_token; /* of the first query */
-    float *q;       /* [rows][key_dim], scaled */
-    float *acc;     /* [rows][value_dim] */
-    float *top, *sum; /* [rows] running maximum and sum */
-    float *logits;  /* [rows][KEY_BLOCK] */
-    float *keys;    /* [KEY_BLOCK][key_dim] */
-    float *keys_t;  /* [key_dim][KEY_BLOCK] */
-    float *values;  /* [KEY_BLOCK][value_dim] */
-    size_t n;       /* tokens in keys and values */
+    float *q;             /* [rows][key_dim], scaled */
+    float *acc;           /* [rows][value_dim] */
+    float *top, *sum;     /* [rows] running maximum and sum */
+    float *logits;        /* [rows][KEY_BLOCK] */
+    float *keys;          /* [KEY_BLOCK][key_dim] */
+    float *keys_t;        /* [key_dim][KEY_BLOCK] */
+    float *values;        /* [KEY_BLOCK][value_dim] */
+    size_t n;             /* tokens in keys and values */
 } block;
 
-static block carve(const prefill *job, dp_scratch *scratch) {
+static block carve(const prefill *job, dp_scratch *scratch)
+{
     const dp_row_format *const f = &job->sequence->format;
     const size_t rows = job->queries_per_task * job->sequence->group;
     return (block){.job = job,
@@ -55,7 +56,8 @@ static block carve(const prefill *job, dp_scratch *scratch) {
                    .values = dp_scratch_take(scratch, KEY_BLOCK * f->value_dim * sizeof(float))};
 }
 
-static void load_queries(block *b, size_t kv_head) {
+static void load_queries(block *b, size_t kv_head)
+{
     const dp_sequence *const s = b->job->sequence;
     const size_t group = s->group, dim = s->format.key_dim;
     for (size_t i = 0; i < b->n_queries; i++)
@@ -72,7 +74,8 @@ static void load_queries(block *b, size_t kv_head) {
 
 /* Adds the block's tokens to the rows. Query i (of the task) sees the first seen(i) = ahead + i + 1 of them, at most
  * all; ahead = how many of the tokens come before the task's first query. */
-static void attend_block(block *b, int64_t ahead) {
+static void attend_block(block *b, int64_t ahead)
+{
     const dp_sequence *const s = b->job->sequence;
     const dp_kernels *const kernels = &s->runtime->kernels;
     const size_t key_dim = s->format.key_dim, value_dim = s->format.value_dim, group = s->group;
@@ -106,7 +109,8 @@ static void attend_block(block *b, int64_t ahead) {
 }
 
 /* Adds n rows that every query sees to the block, attending whenever it is full. */
-static void add_seen(block *b, const char *k, const char *v, size_t n) {
+static void add_seen(block *b, const char *k, const char *v, size_t n)
+{
     const dp_row_format *const f = &b->job->sequence->format;
     const dp_kernels *const kernels = &b->job->sequence->runtime->kernels;
     while (n) {
@@ -122,7 +126,8 @@ static void add_seen(block *b, const char *k, const char *v, size_t n) {
 }
 
 /* Rows in token order: those before the task's first query are seen by all, the others causally. */
-static void add_ordered(block *b, const dp_rows *rows, uint64_t first_token) {
+static void add_ordered(block *b, const dp_rows *rows, uint64_t first_token)
+{
     const dp_row_format *const f = &b->job->sequence->format;
     const uint64_t end = b->first_token + b->n_queries; /* no query of the task sees tokens from here on */
     if (first_token >= end) return;
@@ -144,19 +149,20 @@ static void add_ordered(block *b, const dp_rows *rows, uint64_t first_token) {
     }
 }
 
-static void finish(const block *b, size_t kv_head) {
+static void finish(const block *b, size_t kv_head)
+{
     const dp_sequence *const s = b->job->sequence;
     const size_t group = s->group, dim = s->format.value_dim;
     for (size_t r = 0; r < b->rows; r++) {
-        const size_t head =
-            (b->first_query + r / group) * s->config.n_query_heads + kv_head * group + r % group;
+        const size_t head = (b->first_query + r / group) * s->config.n_query_heads + kv_head * group + r % group;
         s->runtime->kernels.scale(b->acc + r * dim, 1.0f / b->sum[r], dim);
         memcpy(b->job->out + head * dim, b->acc + r * dim, dim * sizeof(float));
         if (b->job->lse) b->job->lse[head] = logf(b->sum[r]) + (b->top[r] > -INFINITY ? b->top[r] : 0);
     }
 }
 
-static void prefill_worker(void *argument, int thread, int n_threads) {
+static void prefill_worker(void *argument, int thread, int n_threads)
+{
     (void)n_threads;
     prefill *const job = argument;
     const dp_sequence *const s = job->sequence;
@@ -185,7 +191,8 @@ static void prefill_worker(void *argument, int thread, int n_threads) {
     }
 }
 
-dp_status dp_prefill(dp_sequence *s, uint32_t layer, size_t n_queries, const float *q, float *out, float *lse) {
+dp_status dp_prefill(dp_sequence *s, uint32_t layer, size_t n_queries, const float *q, float *out, float *lse)
+{
     if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_prefill: sequence is NULL");
     dp_runtime *const rt = s->runtime;
     if (layer >= s->config.n_layers)
@@ -194,8 +201,10 @@ dp_status dp_prefill(dp_sequence *s, uint32_t layer, size_t n_queries, const flo
     prefill job = {.sequence = s, .layer = &s->layers[layer], .n_queries = n_queries, .q = q, .out = out, .lse = lse};
     const size_t unclustered = dp_unclustered(s, job.layer);
     if (!n_queries || n_queries > unclustered)
-        return dp_fail(rt, DP_ERR_INVALID, "dp_prefill: n_queries is %zu, must be in [1, %zu], the last tokens not yet"
-                       " clustered", n_queries, unclustered);
+        return dp_fail(rt, DP_ERR_INVALID,
+                       "dp_prefill: n_queries is %zu, must be in [1, %zu], the last tokens not yet"
+                       " clustered",
+                       n_queries, unclustered);
     job.queries_per_task = ROW_TARGET / s->group ? ROW_TARGET / s->group : 1;
     if (job.queries_per_task > n_queries) job.queries_per_task = n_queries;
     job.n_blocks = (n_queries + job.queries_per_task - 1) / job.queries_per_task;
@@ -205,7 +214,8 @@ dp_status dp_prefill(dp_sequence *s, uint32_t layer, size_t n_queries, const flo
     job.scratch_bytes = measured.used;
     dp_scratch *const scratch = dp_scratch_acquire(rt, job.scratch_bytes * (size_t)rt->n_threads);
     if (!scratch)
-        return dp_fail(rt, DP_ERR_NO_MEMORY, "dp_prefill: no memory for %zu bytes of scratch per thread", measured.used);
+        return dp_fail(rt, DP_ERR_NO_MEMORY, "dp_prefill: no memory for %zu bytes of scratch per thread",
+                       measured.used);
     job.scratch = scratch->base;
     dp_team_run(rt, prefill_worker, &job);
     dp_scratch_release(rt, scratch);

@@ -6,17 +6,20 @@
 /* Panels per task: 1024 clusters of 128 dimensions are 256 KiB, long enough to stream, short enough to share out. */
 enum { PANELS_PER_TASK = 64 };
 
-static uint32_t tasks_of(const dp_segment *segment) {
+static uint32_t tasks_of(const dp_segment *segment)
+{
     return (segment->n_panels + PANELS_PER_TASK - 1) / PANELS_PER_TASK;
 }
 
-size_t dp_score_count_tasks(const dp_head *head) {
+size_t dp_score_count_tasks(const dp_head *head)
+{
     size_t n = 0;
     for (uint32_t s = 0; s < head->n_segments; s++) n += tasks_of(&head->segments[s]);
     return n;
 }
 
-void dp_score_plan(dp_step *step, size_t kv_head, uint32_t *next_task) {
+void dp_score_plan(dp_step *step, size_t kv_head, uint32_t *next_task)
+{
     dp_head_step *const h = &step->heads[kv_head];
     h->first_task = *next_task;
     uint32_t position = 0;
@@ -34,7 +37,8 @@ void dp_score_plan(dp_step *step, size_t kv_head, uint32_t *next_task) {
     h->n_tasks = *next_task - h->first_task;
 }
 
-void dp_score_run(const dp_step *step, const dp_score_task *task, float *task_max) {
+void dp_score_run(const dp_step *step, const dp_score_task *task, float *task_max)
+{
     const dp_head_step *const h = &step->heads[task->kv_head];
     const dp_segment *const segment = &h->head->segments[task->segment];
     const size_t dim = step->sequence->format.key_dim;
@@ -46,8 +50,8 @@ void dp_score_run(const dp_step *step, const dp_score_task *task, float *task_ma
     for (size_t r = 0; r < step->rows; r++) {
         const float base = scale * step->kernels->dot(h->q + r * dim, segment->mean_key, dim);
         const float variance = step->params.dispersion ? h->variance[r] : 0.0f;
-        task_max[r] = step->kernels->cluster_logits(scores + r * h->n_positions, segment->size + first,
-                                                    segment->spread + first, segment->limit + first, n, base, scale,
-                                                    variance);
+        task_max[r] =
+            step->kernels->cluster_logits(scores + r * h->n_positions, segment->size + first, segment->spread + first,
+                                          segment->limit + first, n, base, scale, variance);
     }
 }

@@ -9,7 +9,8 @@
  * halves the interval of exponents [2^-span, 1] times that. 0 (all clusters) where even the lower end is too high;
  * Inf (none) where need <= 0. */
 static float find_threshold(const dp_step *step, const float *rank, const float *value, size_t n, double need,
-                            float span) {
+                            float span)
+{
     if (need <= 0) return INFINITY;
     const float top = step->kernels->max(rank, n);
     float low = -span, high = 0.0f; /* exponents, relative to the top */
@@ -17,33 +18,38 @@ static float find_threshold(const dp_step *step, const float *rank, const float 
     if (step->kernels->sum_at_least(rank, value, n, top) >= need) return top;
     while (high - low > 0.003f) {
         const float middle = 0.5f * (low + high);
-        if (step->kernels->sum_at_least(rank, value, n, top * exp2f(middle)) >= need) low = middle;
-        else high = middle;
+        if (step->kernels->sum_at_least(rank, value, n, top * exp2f(middle)) >= need)
+            low = middle;
+        else
+            high = middle;
     }
     return top * exp2f(low);
 }
 
 /* The threshold that at least n_wanted clusters reach. */
-static float floor_threshold(const float *mass, size_t n, uint32_t n_wanted, float top) {
+static float floor_threshold(const float *mass, size_t n, uint32_t n_wanted, float top)
+{
     float low = -60.0f, high = 0.0f;
     for (int i = 0; i < 16; i++) {
         const float middle = 0.5f * (low + high), t = top * exp2f(middle);
         size_t count = 0;
         for (size_t j = 0; j < n; j++) count += mass[j] >= t;
-        if (count >= n_wanted) low = middle;
-        else high = middle;
+        if (count >= n_wanted)
+            low = middle;
+        else
+            high = middle;
     }
     return top * exp2f(low);
 }
 
 /* Masses and expected errors of one query row; returns the mass of the clusters and of the exact tokens. */
-static void measure(const dp_step *step, dp_head_step *h, size_t row, double *clusters, double *exact) {
+static void measure(const dp_step *step, dp_head_step *h, size_t row, double *clusters, double *exact)
+{
     float reference = -INFINITY;
     for (uint32_t t = h->first_task; t < h->first_task + h->n_tasks; t++)
         reference = fmaxf(reference, step->task_max[t * step->rows + row]);
     const size_t stride = dp_partial_floats(step);
-    for (size_t i = 0; i < h->n_exact_items; i++)
-        reference = fmaxf(reference, h->partials[i * stride + row * 2]);
+    for (size_t i = 0; i < h->n_exact_items; i++) reference = fmaxf(reference, h->partials[i * stride + row * 2]);
     h->reference[row] = reference;
 
     *exact = 0;
@@ -63,13 +69,15 @@ static void measure(const dp_step *step, dp_head_step *h, size_t row, double *cl
     }
 }
 
-static void mark(dp_head_step *h, const float *rank, float threshold, uint8_t flags) {
+static void mark(dp_head_step *h, const float *rank, float threshold, uint8_t flags)
+{
     for (size_t i = 0; i < h->n_positions; i++) h->flags[i] |= rank[i] < threshold ? 0 : flags;
 }
 
 /* Marks what one query row wants, and adds its expected errors to those of the others. False where the masses are not
  * finite. */
-static bool select_row(const dp_step *step, dp_head_step *h, size_t row) {
+static bool select_row(const dp_step *step, dp_head_step *h, size_t row)
+{
     const dp_attention_params *const p = &step->params;
     const size_t n = h->n_positions;
     const float *const mass = h->mass + row * n;
@@ -97,7 +105,8 @@ static bool select_row(const dp_step *step, dp_head_step *h, size_t row) {
 /* The error budget, for the query rows together: a row that is read serves them all, so clusters are refined in order
  * of the sum of the rows' errors, each in units of its budget, per token, until that sum is one per row. One at a
  * time, the union of what each row wants reads half as much again at the same error. */
-static void spend_budget(const dp_step *step, dp_head_step *h) {
+static void spend_budget(const dp_step *step, dp_head_step *h)
+{
     const size_t n = h->n_positions;
     float refine = 0.0f;
     if (step->params.epsilon > 0) {
@@ -115,7 +124,8 @@ static void spend_budget(const dp_step *step, dp_head_step *h) {
 }
 
 /* A call may want a longer sink or window than the sequence keeps apart: clusters with such tokens are refined. */
-static void force_ends(const dp_step *step, dp_head_step *h) {
+static void force_ends(const dp_step *step, dp_head_step *h)
+{
     const uint64_t n = step->layer->n_tokens;
     const uint64_t sink = step->params.sink, window = step->params.window < n ? step->params.window : n;
     if (sink <= h->head->sink.n && window <= h->head->tail.n) return;
@@ -132,7 +142,8 @@ static void force_ends(const dp_step *step, dp_head_step *h) {
     }
 }
 
-static void sum_dropped(const dp_step *step, dp_head_step *h) {
+static void sum_dropped(const dp_step *step, dp_head_step *h)
+{
     for (size_t r = 0; r < step->rows; r++) {
         double sum = 0;
         for (size_t i = 0; step->params.keep_dropped && i < h->n_positions; i++)
@@ -141,7 +152,8 @@ static void sum_dropped(const dp_step *step, dp_head_step *h) {
     }
 }
 
-void dp_select(const dp_step *step, dp_head_step *h) {
+void dp_select(const dp_step *step, dp_head_step *h)
+{
     bool finite = true;
     memset(h->flags, 0, h->n_positions);
     memset(h->joint, 0, h->n_positions * sizeof *h->joint);

@@ -46,15 +46,15 @@ typedef struct dp_head_counts {
 /* A KV head's part of the call. */
 typedef struct dp_head_step {
     const dp_head *head;
-    const float *q;        /* [rows][key_dim] the queries of this head, query-major */
-    float *variance;       /* [rows] scale^2 |q|^2: times a dispersion, the variance of a cluster's logits */
-    size_t n_positions;    /* clusters, padding included: panels * DP_PANEL */
-    float *mass;           /* [rows][n_positions] first the estimated logits, then the masses in units of exp(reference) */
-    float *error;          /* [n_positions] expected squared errors of the row at work */
-    float *joint, *rank;   /* [n_positions] sum of the rows' errors in units of their budgets; the same per token */
-    uint8_t *flags;        /* [n_positions] SELECT_* */
-    float *reference;      /* [rows] */
-    float *dropped;        /* [rows] mass of the dropped clusters, for keep_dropped */
+    const float *q;     /* [rows][key_dim] the queries of this head, query-major */
+    float *variance;    /* [rows] scale^2 |q|^2: times a dispersion, the variance of a cluster's logits */
+    size_t n_positions; /* clusters, padding included: panels * DP_PANEL */
+    float *mass;        /* [rows][n_positions] first the estimated logits, then the masses in units of exp(reference) */
+    float *error;       /* [n_positions] expected squared errors of the row at work */
+    float *joint, *rank; /* [n_positions] sum of the rows' errors in units of their budgets; the same per token */
+    uint8_t *flags;      /* [n_positions] SELECT_* */
+    float *reference;    /* [rows] */
+    float *dropped;      /* [rows] mass of the dropped clusters, for keep_dropped */
     uint32_t first_task, n_tasks; /* its score tasks */
     dp_piece *pieces;
     size_t n_pieces, pieces_capacity;
@@ -63,8 +63,8 @@ typedef struct dp_head_step {
     dp_item *items;
     size_t n_exact_items; /* sink, window, pending: the first items, known before selection */
     size_t n_items, items_capacity;
-    float *partials;      /* [items_capacity][rows][2 + value_dim]: maximum, sum, accumulated values */
-    double *exact_share;  /* [rows] share of the kept mass that is exact */
+    float *partials;     /* [items_capacity][rows][2 + value_dim]: maximum, sum, accumulated values */
+    double *exact_share; /* [rows] share of the kept mass that is exact */
     dp_head_counts counts;
 } dp_head_step;
 
@@ -84,13 +84,14 @@ typedef struct dp_step {
     float *task_max; /* [n_tasks][rows] */
     size_t n_tasks;
     size_t item_tokens;
-    char *thread_scratch;   /* [n_threads][thread_bytes] */
+    char *thread_scratch; /* [n_threads][thread_bytes] */
     size_t thread_bytes;
-    dp_ticket *tickets;     /* [STAGES][n_arenas] */
-    uint64_t ns[4];         /* time of the stages, as the calling thread saw it */
+    dp_ticket *tickets; /* [STAGES][n_arenas] */
+    uint64_t ns[4];     /* time of the stages, as the calling thread saw it */
 } dp_step;
 
-static inline size_t dp_partial_floats(const dp_step *step) {
+static inline size_t dp_partial_floats(const dp_step *step)
+{
     return step->rows * (2 + step->sequence->format.value_dim);
 }
 
@@ -102,7 +103,8 @@ dp_status dp_decode_observed(dp_sequence *sequence, uint32_t layer, size_t n_que
                              dp_observe_fn observe, void *user);
 
 /* params.c */
-dp_status dp_params_settle(const dp_sequence *sequence, const dp_attention_params *params, dp_attention_params *settled);
+dp_status dp_params_settle(const dp_sequence *sequence, const dp_attention_params *params,
+                           dp_attention_params *settled);
 
 /* pieces.c */
 size_t dp_pieces_capacity(const dp_step *step, const dp_head *head);

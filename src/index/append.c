@@ -9,7 +9,8 @@
 /* Appends of at least so many tokens are a prompt's: only whole segments are clustered then. */
 enum { PROMPT_CHUNK = 64 };
 
-static size_t min_size(size_t a, size_t b) {
+static size_t min_size(size_t a, size_t b)
+{
     return a < b ? a : b;
 }
 
@@ -18,23 +19,27 @@ static size_t min_size(size_t a, size_t b) {
 /* Of the tokens that wait in a head, how many are to be clustered now. */
 typedef size_t (*due_fn)(const dp_sequence *s, const dp_head *head, size_t waiting);
 
-static size_t due_all(const dp_sequence *s, const dp_head *head, size_t waiting) {
+static size_t due_all(const dp_sequence *s, const dp_head *head, size_t waiting)
+{
     (void)s, (void)head;
     return waiting;
 }
 
-static size_t due_whole_segments(const dp_sequence *s, const dp_head *head, size_t waiting) {
+static size_t due_whole_segments(const dp_sequence *s, const dp_head *head, size_t waiting)
+{
     (void)head;
     return waiting - waiting % s->config.segment_tokens;
 }
 
-static size_t due_over_limit(const dp_sequence *s, const dp_head *head, size_t waiting) {
+static size_t due_over_limit(const dp_sequence *s, const dp_head *head, size_t waiting)
+{
     (void)s;
     return waiting >= head->pending_limit ? waiting : 0;
 }
 
 /* Tokens wait that are outside the window, in layers that are not dense for good. */
-static size_t due_in(const dp_sequence *s, uint32_t layer, uint32_t kv_head, due_fn due) {
+static size_t due_in(const dp_sequence *s, uint32_t layer, uint32_t kv_head, due_fn due)
+{
     const dp_head *const head = &s->layers[layer].heads[kv_head];
     if (s->layers[layer].dense || head->tail.n <= s->config.window) return 0;
     return due(s, head, head->tail.n - s->config.window);
@@ -57,7 +62,8 @@ typedef struct build_job {
     atomic_bool failed;
 } build_job;
 
-static void build_worker(void *argument, int thread, int n_threads) {
+static void build_worker(void *argument, int thread, int n_threads)
+{
     (void)n_threads;
     build_job *const job = argument;
     for (size_t i; (i = dp_ticket_take(&job->ticket)) < job->n_tasks;) {
@@ -71,12 +77,14 @@ static void build_worker(void *argument, int thread, int n_threads) {
     }
 }
 
-static size_t segments_of(const dp_sequence *s, size_t tokens) {
+static size_t segments_of(const dp_sequence *s, size_t tokens)
+{
     return (tokens + s->config.segment_tokens - 1) / s->config.segment_tokens;
 }
 
 /* Room for n more segments in the head's array. */
-static bool reserve_segments(dp_head *head, size_t n) {
+static bool reserve_segments(dp_head *head, size_t n)
+{
     if (head->n_segments + n <= head->segments_capacity) return true;
     size_t capacity = 2 * (size_t)head->segments_capacity;
     if (capacity < head->n_segments + n) capacity = head->n_segments + n;
@@ -89,7 +97,8 @@ static bool reserve_segments(dp_head *head, size_t n) {
 
 /* Allocates the segments of one head and writes their tasks. */
 static bool plan_head(dp_sequence *s, dp_head *head, uint64_t tail_first, size_t tokens, build_task *tasks,
-                      size_t *n_tasks) {
+                      size_t *n_tasks)
+{
     if (!reserve_segments(head, segments_of(s, tokens))) return false;
     uint32_t segment = head->n_segments;
     for (size_t first = 0; first < tokens; first += s->config.segment_tokens) {
@@ -104,19 +113,21 @@ static bool plan_head(dp_sequence *s, dp_head *head, uint64_t tail_first, size_t
 
 /* Takes the built segments into account and their tokens out of the tail. Where more came at once than decoding
  * gathers, a prompt has ended: the heads' turns start anew. */
-static void attach(dp_sequence *s, uint32_t layer, uint32_t kv_head, size_t tokens) {
+static void attach(dp_sequence *s, uint32_t layer, uint32_t kv_head, size_t tokens)
+{
     dp_head *const head = &s->layers[layer].heads[kv_head];
     if (!tokens) return;
     for (size_t i = segments_of(s, tokens); i > 0; i--) head->n_panels += head->segments[head->n_segments++].n_panels;
     head->clustered += tokens;
-    head->pending_limit = tokens > s->config.pending_tokens ? dp_sequence_first_limit(s, layer, kv_head)
-                                                            : s->config.pending_tokens;
+    head->pending_limit =
+        tokens > s->config.pending_tokens ? dp_sequence_first_limit(s, layer, kv_head) : s->config.pending_tokens;
     dp_rows_drop(&head->tail, &s->format, tokens);
 }
 
 /* Clusters what is due in layers [first, last). Memory that a failed call took stays with the arenas until the
  * sequence is freed; the tokens stay where they were. */
-static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_fn due, const char *caller) {
+static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_fn due, const char *caller)
+{
     dp_runtime *const rt = s->runtime;
     const uint32_t n_heads = s->config.n_kv_heads;
     size_t n_tasks = 0;
@@ -133,8 +144,7 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
             if (n > largest) largest = n;
         }
     job.scratch_bytes = dp_build_scratch_bytes(s, largest);
-    dp_scratch *const scratch =
-        dp_scratch_acquire(rt, tasks_bytes + job.scratch_bytes * (size_t)rt->n_threads);
+    dp_scratch *const scratch = dp_scratch_acquire(rt, tasks_bytes + job.scratch_bytes * (size_t)rt->n_threads);
     if (!scratch) return dp_fail(rt, DP_ERR_NO_MEMORY, "%s: no memory to cluster %zu tokens", caller, largest);
     job.tasks = dp_scratch_take(scratch, tasks_bytes);
     job.scratch = dp_scratch_take(scratch, job.scratch_bytes * (size_t)rt->n_threads);
@@ -143,7 +153,8 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
     for (uint32_t l = first; l < last && ok; l++)
         for (uint32_t h = 0; h < n_heads && ok; h++) {
             dp_head *const head = &s->layers[l].heads[h];
-            ok = plan_head(s, head, s->layers[l].n_tokens - head->tail.n, due_in(s, l, h, due), job.tasks, &job.n_tasks);
+            ok =
+                plan_head(s, head, s->layers[l].n_tokens - head->tail.n, due_in(s, l, h, due), job.tasks, &job.n_tasks);
         }
     if (ok) dp_team_run(rt, build_worker, &job);
     dp_scratch_release(rt, scratch);
@@ -157,12 +168,14 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
 /* ---- Appending ---- */
 
 /* Rows that a head's tail holds at most while decoding. */
-static size_t decode_capacity(const dp_sequence *s) {
+static size_t decode_capacity(const dp_sequence *s)
+{
     return (size_t)s->config.pending_tokens + s->config.window + PROMPT_CHUNK;
 }
 
 /* Makes room for n more rows, doubling up to what is ever needed; gives a prompt's room back once decoding. */
-static bool reserve_tail(dp_sequence *s, const dp_layer *layer, dp_head *head, size_t n) {
+static bool reserve_tail(dp_sequence *s, const dp_layer *layer, dp_head *head, size_t n)
+{
     dp_rows *const tail = &head->tail;
     const size_t needed = tail->n + n;
     size_t most = n < PROMPT_CHUNK ? decode_capacity(s) : s->config.segment_tokens + s->config.window + n;
@@ -180,30 +193,33 @@ static bool reserve_tail(dp_sequence *s, const dp_layer *layer, dp_head *head, s
 }
 
 /* How many of n new tokens still belong to the sink. */
-static size_t sink_share(const dp_sequence *s, const dp_head *head, size_t n) {
+static size_t sink_share(const dp_sequence *s, const dp_head *head, size_t n)
+{
     return head->sink.n < s->config.sink ? min_size(n, s->config.sink - head->sink.n) : 0;
 }
 
 dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float *k, size_t k_stride, const float *v,
-                    size_t v_stride) {
+                    size_t v_stride)
+{
     if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_append: sequence is NULL");
     dp_runtime *const rt = s->runtime;
     const dp_sequence_config *const c = &s->config;
-    if (layer >= c->n_layers)
-        return dp_fail(rt, DP_ERR_INVALID, "dp_append: layer %u of %u", layer, c->n_layers);
+    if (layer >= c->n_layers) return dp_fail(rt, DP_ERR_INVALID, "dp_append: layer %u of %u", layer, c->n_layers);
     if (!n_tokens || !k || !v)
         return dp_fail(rt, DP_ERR_INVALID, "dp_append: %s", !n_tokens ? "n_tokens is 0" : "k or v is NULL");
     if (!k_stride) k_stride = (size_t)c->n_kv_heads * c->key_dim;
     if (!v_stride) v_stride = (size_t)c->n_kv_heads * c->value_dim;
     if (k_stride < (size_t)c->n_kv_heads * c->key_dim || v_stride < (size_t)c->n_kv_heads * c->value_dim)
-        return dp_fail(rt, DP_ERR_INVALID, "dp_append: strides %zu and %zu are shorter than a token", k_stride, v_stride);
+        return dp_fail(rt, DP_ERR_INVALID, "dp_append: strides %zu and %zu are shorter than a token", k_stride,
+                       v_stride);
     dp_layer *const l = &s->layers[layer];
     if (n_tokens > UINT32_MAX - l->n_tokens)
         return dp_fail(rt, DP_ERR_INVALID, "dp_append: %zu tokens on top of %llu are too many", n_tokens,
                        (unsigned long long)l->n_tokens);
 
     const bool prompt = n_tokens >= PROMPT_CHUNK;
-    const dp_status status = cluster_due(s, layer, layer + 1, prompt ? due_whole_segments : due_over_limit, "dp_append");
+    const dp_status status =
+        cluster_due(s, layer, layer + 1, prompt ? due_whole_segments : due_over_limit, "dp_append");
     if (status) return status;
     for (uint32_t h = 0; h < c->n_kv_heads; h++) {
         dp_head *const head = &l->heads[h];
@@ -225,7 +241,8 @@ dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float
     return DP_OK;
 }
 
-dp_status dp_build_index(dp_sequence *s, uint32_t layer) {
+dp_status dp_build_index(dp_sequence *s, uint32_t layer)
+{
     if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_build_index: sequence is NULL");
     const uint32_t n_layers = s->config.n_layers;
     if (layer != DP_ALL_LAYERS && layer >= n_layers)
@@ -237,7 +254,8 @@ dp_status dp_build_index(dp_sequence *s, uint32_t layer) {
         for (uint32_t h = 0; h < s->config.n_kv_heads; h++) {
             dp_head *const head = &s->layers[l].heads[h];
             head->pending_limit = dp_sequence_first_limit(s, l, h);
-            if (head->tail.n <= decode_capacity(s) && head->tail.capacity > 2 * decode_capacity(s)) /* a prompt's room is not needed any more */
+            if (head->tail.n <= decode_capacity(s) &&
+                head->tail.capacity > 2 * decode_capacity(s)) /* a prompt's room is not needed any more */
                 (void)dp_rows_resize(&head->tail, s->runtime, &s->format, decode_capacity(s),
                                      dp_sequence_node(s, head->arena));
         }

@@ -14,19 +14,21 @@ typedef struct build {
     struct far_token {
         float distance;
         uint32_t token;
-    } *far_tokens;      /* [n] */
-    uint32_t *cluster;  /* [n] token -> cluster of the segment */
-    uint32_t *fill;     /* [n_clusters] rows already placed */
-    float *sum;         /* [max(key_dim, value_dim)] */
-    float *row;         /* likewise */
+    } * far_tokens;    /* [n] */
+    uint32_t *cluster; /* [n] token -> cluster of the segment */
+    uint32_t *fill;    /* [n_clusters] rows already placed */
+    float *sum;        /* [max(key_dim, value_dim)] */
+    float *row;        /* likewise */
 } build;
 
-size_t dp_build_clusters(const dp_sequence_config *config, size_t n_tokens) {
+size_t dp_build_clusters(const dp_sequence_config *config, size_t n_tokens)
+{
     const size_t n = (n_tokens + config->tokens_per_cluster - 1) / config->tokens_per_cluster;
     return n ? n : 1;
 }
 
-static build carve(const dp_sequence *s, size_t n, dp_scratch *scratch) {
+static build carve(const dp_sequence *s, size_t n, dp_scratch *scratch)
+{
     const size_t n_clusters = dp_build_clusters(&s->config, n);
     const size_t widest = s->format.key_dim > s->format.value_dim ? s->format.key_dim : s->format.value_dim;
     build b = {.n_outliers = (size_t)((float)n_clusters * s->config.outlier_share)};
@@ -45,7 +47,8 @@ static build carve(const dp_sequence *s, size_t n, dp_scratch *scratch) {
     return b;
 }
 
-size_t dp_build_scratch_bytes(const dp_sequence *sequence, size_t n_tokens) {
+size_t dp_build_scratch_bytes(const dp_sequence *sequence, size_t n_tokens)
+{
     dp_scratch empty = {0};
     carve(sequence, n_tokens, &empty);
     return empty.used;
@@ -53,7 +56,8 @@ size_t dp_build_scratch_bytes(const dp_sequence *sequence, size_t n_tokens) {
 
 /* Loads the keys less their mean. A dimension whose mean is not finite keeps its origin at 0, so that one bad token
  * does not make all the others look bad too. */
-static void load_keys(const dp_sequence *s, dp_segment *seg, const char *k, dp_kmeans *p) {
+static void load_keys(const dp_sequence *s, dp_segment *seg, const char *k, dp_kmeans *p)
+{
     const dp_kernels *const kernels = p->kernels;
     float *const mean = seg->mean_key;
     kernels->to_f32[s->format.type](p->x, k, p->n * p->dim);
@@ -67,7 +71,8 @@ static void load_keys(const dp_sequence *s, dp_segment *seg, const char *k, dp_k
 }
 
 /* Farthest first, NaN before all, the lower token first among equals. */
-static int farther(const void *a, const void *b) {
+static int farther(const void *a, const void *b)
+{
     const struct far_token *const x = a, *const y = b;
     const int x_nan = x->distance != x->distance, y_nan = y->distance != y->distance;
     if (x_nan != y_nan) return y_nan - x_nan;
@@ -76,7 +81,8 @@ static int farther(const void *a, const void *b) {
 }
 
 /* Takes the tokens farthest from their centroid out of their clusters: each will be a cluster of its own. */
-static void take_outliers(build *b) {
+static void take_outliers(build *b)
+{
     dp_kmeans *const p = &b->kmeans;
     if (!b->n_outliers) return;
     for (size_t i = 0; i < p->n; i++)
@@ -87,7 +93,8 @@ static void take_outliers(build *b) {
 }
 
 /* Numbers the clusters that have members, single tokens last, and lays out their rows. */
-static void number_clusters(build *b, dp_segment *seg) {
+static void number_clusters(build *b, dp_segment *seg)
+{
     dp_kmeans *const p = &b->kmeans;
     uint32_t n = 0, row = 0;
     for (size_t j = 0; j < p->n_means; j++) {
@@ -112,7 +119,8 @@ static void number_clusters(build *b, dp_segment *seg) {
 }
 
 /* Moves the rows into their clusters' runs. */
-static void place_rows(const dp_sequence *s, const build *b, dp_segment *seg, const char *k, const char *v) {
+static void place_rows(const dp_sequence *s, const build *b, dp_segment *seg, const char *k, const char *v)
+{
     const dp_row_format *const f = &s->format;
     for (uint32_t i = 0; i < seg->n_tokens; i++) {
         const uint32_t c = b->cluster[i], at = b->fill[c]++;
@@ -123,7 +131,8 @@ static void place_rows(const dp_sequence *s, const build *b, dp_segment *seg, co
 }
 
 /* The mean value of a cluster. */
-static void mean_value(const dp_sequence *s, build *b, dp_segment *seg, uint32_t c) {
+static void mean_value(const dp_sequence *s, build *b, dp_segment *seg, uint32_t c)
+{
     const dp_kernels *const kernels = &s->runtime->kernels;
     const dp_row_format *const f = &s->format;
     const uint32_t size = dp_segment_size(seg, c);
@@ -137,7 +146,8 @@ static void mean_value(const dp_sequence *s, build *b, dp_segment *seg, uint32_t
 }
 
 /* Centroid (into its panel) and dispersion of a cluster. */
-static void key_statistics(build *b, dp_segment *seg, uint32_t c) {
+static void key_statistics(build *b, dp_segment *seg, uint32_t c)
+{
     const dp_kmeans *const p = &b->kmeans;
     const uint32_t size = dp_segment_size(seg, c);
     const uint16_t *const tokens = seg->token + seg->offset[c];
@@ -159,7 +169,8 @@ static void key_statistics(build *b, dp_segment *seg, uint32_t c) {
     for (size_t j = 0; j < p->dim; j++) panel[j / 2 * (2 * DP_PANEL) + j % 2] = stored[j];
 }
 
-bool dp_build_segment(const dp_sequence *s, dp_segment *seg, const char *k, const char *v, dp_scratch *scratch) {
+bool dp_build_segment(const dp_sequence *s, dp_segment *seg, const char *k, const char *v, dp_scratch *scratch)
+{
     build b = carve(s, seg->n_tokens, scratch);
     load_keys(s, seg, k, &b.kmeans);
     if (!dp_kmeans_run(&b.kmeans)) return false;

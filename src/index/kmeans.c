@@ -5,7 +5,8 @@
 #include <oneapi/dnnl/dnnl.h>
 #include <string.h>
 
-void dp_kmeans_carve(dp_kmeans *p, dp_scratch *scratch) {
+void dp_kmeans_carve(dp_kmeans *p, dp_scratch *scratch)
+{
     p->x = dp_scratch_take(scratch, p->n * p->dim * sizeof *p->x);
     p->centroids = dp_scratch_take(scratch, p->n_means * p->dim * sizeof *p->centroids);
     p->assignment = dp_scratch_take(scratch, p->n * sizeof *p->assignment);
@@ -18,7 +19,8 @@ void dp_kmeans_carve(dp_kmeans *p, dp_scratch *scratch) {
 }
 
 /* What points are compared with: the centroids (nearest: largest x.c - |c|^2 / 2), or their directions (largest x.c). */
-static const float *comparands(dp_kmeans *p) {
+static const float *comparands(dp_kmeans *p)
+{
     const bool spherical = p->clustering == DP_CLUSTERING_SPHERICAL;
     for (size_t j = 0; j < p->n_means; j++) {
         const float *const c = p->centroids + j * p->dim;
@@ -34,7 +36,8 @@ static const float *comparands(dp_kmeans *p) {
 }
 
 /* Assigns every point; *changed tells whether any moved. */
-static bool assign(dp_kmeans *p, bool *changed) {
+static bool assign(dp_kmeans *p, bool *changed)
+{
     const float *const c = comparands(p);
     *changed = false;
     for (size_t first = 0; first < p->n; first += DP_KMEANS_BLOCK) {
@@ -54,7 +57,8 @@ static bool assign(dp_kmeans *p, bool *changed) {
     return true;
 }
 
-void dp_kmeans_update(dp_kmeans *p) {
+void dp_kmeans_update(dp_kmeans *p)
+{
     memset(p->count, 0, p->n_means * sizeof *p->count);
     for (size_t i = 0; i < p->n; i++)
         if (p->assignment[i] != UINT32_MAX) p->count[p->assignment[i]]++;
@@ -67,7 +71,8 @@ void dp_kmeans_update(dp_kmeans *p) {
         if (p->count[j]) p->kernels->scale(p->centroids + j * p->dim, 1.0f / (float)p->count[j], p->dim);
 }
 
-static void measure(dp_kmeans *p) {
+static void measure(dp_kmeans *p)
+{
     for (size_t i = 0; i < p->n; i++) {
         memcpy(p->difference, p->x + i * p->dim, p->dim * sizeof *p->difference);
         p->kernels->axpy(p->difference, p->centroids + p->assignment[i] * p->dim, -1.0f, p->dim);
@@ -75,7 +80,8 @@ static void measure(dp_kmeans *p) {
     }
 }
 
-bool dp_kmeans_run(dp_kmeans *p) {
+bool dp_kmeans_run(dp_kmeans *p)
+{
     for (size_t j = 0; j < p->n_means; j++)
         memcpy(p->centroids + j * p->dim, p->x + (2 * j + 1) * p->n / (2 * p->n_means) * p->dim,
                p->dim * sizeof *p->centroids);

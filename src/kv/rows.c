@@ -6,11 +6,13 @@
 #include "memory/pages.h"
 #include "runtime/runtime.h"
 
-size_t dp_type_bytes(dp_type type) {
+size_t dp_type_bytes(dp_type type)
+{
     return type == DP_F32 ? 4 : 2;
 }
 
-bool dp_rows_resize(dp_rows *rows, const dp_runtime *runtime, const dp_row_format *format, size_t capacity, int node) {
+bool dp_rows_resize(dp_rows *rows, const dp_runtime *runtime, const dp_row_format *format, size_t capacity, int node)
+{
     const size_t row = format->key_bytes + format->value_bytes;
     const size_t bytes = dp_pages_round(runtime, (capacity ? capacity : 1) * row);
     if (bytes == rows->bytes) return true;
@@ -27,13 +29,15 @@ bool dp_rows_resize(dp_rows *rows, const dp_runtime *runtime, const dp_row_forma
     return true;
 }
 
-void dp_rows_free(dp_rows *rows) {
+void dp_rows_free(dp_rows *rows)
+{
     dp_pages_free(rows->k, rows->bytes);
     *rows = (dp_rows){0};
 }
 
 void dp_rows_append(dp_rows *rows, const dp_kernels *kernels, const dp_row_format *format, const float *k,
-                    size_t k_stride, const float *v, size_t v_stride, size_t n) {
+                    size_t k_stride, const float *v, size_t v_stride, size_t n)
+{
     for (size_t i = 0; i < n; i++) {
         kernels->from_f32[format->type](rows->k + (rows->n + i) * format->key_bytes, k + i * k_stride, format->key_dim);
         kernels->from_f32[format->type](rows->v + (rows->n + i) * format->value_bytes, v + i * v_stride,
@@ -42,7 +46,8 @@ void dp_rows_append(dp_rows *rows, const dp_kernels *kernels, const dp_row_forma
     rows->n += n;
 }
 
-void dp_rows_drop(dp_rows *rows, const dp_row_format *format, size_t n) {
+void dp_rows_drop(dp_rows *rows, const dp_row_format *format, size_t n)
+{
     rows->n -= n;
     memmove(rows->k, rows->k + n * format->key_bytes, rows->n * format->key_bytes);
     memmove(rows->v, rows->v + n * format->value_bytes, rows->n * format->value_bytes);

@@ -34,16 +34,19 @@ size_t dp_segment_row_bytes(const dp_row_format *format, size_t n_tokens);
 bool dp_segment_alloc(dp_segment *segment, dp_arena *arena, const dp_row_format *format, uint64_t first_token,
                       size_t n_tokens, size_t n_clusters);
 
-static inline uint32_t dp_segment_size(const dp_segment *s, uint32_t cluster) {
+static inline uint32_t dp_segment_size(const dp_segment *s, uint32_t cluster)
+{
     return s->offset[cluster + 1] - s->offset[cluster];
 }
 
 /* Keys of a cluster; its values follow. */
-static inline const char *dp_segment_keys(const dp_segment *s, const dp_row_format *f, uint32_t cluster) {
+static inline const char *dp_segment_keys(const dp_segment *s, const dp_row_format *f, uint32_t cluster)
+{
     return s->rows + s->offset[cluster] * (f->key_bytes + f->value_bytes);
 }
 
-static inline const char *dp_segment_values(const dp_segment *s, const dp_row_format *f, uint32_t cluster) {
+static inline const char *dp_segment_values(const dp_segment *s, const dp_row_format *f, uint32_t cluster)
+{
     return dp_segment_keys(s, f, cluster) + dp_segment_size(s, cluster) * f->key_bytes;
 }
 

@@ -8,7 +8,8 @@
 #include "memory/pages.h"
 #include "runtime/structs.h"
 
-void dp_sequence_config_init(dp_sequence_config *config) {
+void dp_sequence_config_init(dp_sequence_config *config)
+{
     memset(config, 0, sizeof *config);
     config->struct_size = sizeof *config;
     config->n_layers = 1;
@@ -27,7 +28,8 @@ void dp_sequence_config_init(dp_sequence_config *config) {
     config->clustering = DP_CLUSTERING_L2;
 }
 
-static dp_status check_config(dp_runtime *rt, const dp_sequence_config *c) {
+static dp_status check_config(dp_runtime *rt, const dp_sequence_config *c)
+{
     const struct {
         const char *name;
         uint32_t value, low, high;
@@ -65,7 +67,8 @@ static dp_status check_config(dp_runtime *rt, const dp_sequence_config *c) {
     return DP_OK;
 }
 
-int dp_sequence_node(const dp_sequence *sequence, int arena) {
+int dp_sequence_node(const dp_sequence *sequence, int arena)
+{
     switch (sequence->runtime->config.numa) {
     case DP_NUMA_LOCAL: return arena;
     case DP_NUMA_INTERLEAVE: return DP_NODE_INTERLEAVED;
@@ -74,7 +77,8 @@ int dp_sequence_node(const dp_sequence *sequence, int arena) {
     return DP_NODE_ANY;
 }
 
-uint32_t dp_sequence_first_limit(const dp_sequence *sequence, uint32_t layer, uint32_t kv_head) {
+uint32_t dp_sequence_first_limit(const dp_sequence *sequence, uint32_t layer, uint32_t kv_head)
+{
     const dp_sequence_config *const c = &sequence->config;
     const uint64_t turns = (uint64_t)c->n_layers * c->n_kv_heads;
     const uint64_t turn = (uint64_t)layer * c->n_kv_heads + kv_head;
@@ -82,7 +86,8 @@ uint32_t dp_sequence_first_limit(const dp_sequence *sequence, uint32_t layer, ui
     return c->pending_tokens / 4 + (uint32_t)(spread * (turn + 1) / turns);
 }
 
-size_t dp_unclustered(const dp_sequence *sequence, const dp_layer *layer) {
+size_t dp_unclustered(const dp_sequence *sequence, const dp_layer *layer)
+{
     size_t fewest = SIZE_MAX;
     for (uint32_t h = 0; h < sequence->config.n_kv_heads; h++) {
         const dp_head *const head = &layer->heads[h];
@@ -92,13 +97,15 @@ size_t dp_unclustered(const dp_sequence *sequence, const dp_layer *layer) {
     return fewest;
 }
 
-bool dp_has_clusters(const dp_sequence *sequence, const dp_layer *layer) {
+bool dp_has_clusters(const dp_sequence *sequence, const dp_layer *layer)
+{
     for (uint32_t h = 0; h < sequence->config.n_kv_heads; h++)
         if (layer->heads[h].n_segments) return true;
     return false;
 }
 
-static void sequence_init(dp_sequence *s, dp_runtime *rt, const dp_sequence_config *c) {
+static void sequence_init(dp_sequence *s, dp_runtime *rt, const dp_sequence_config *c)
+{
     s->runtime = rt;
     s->config = *c;
     s->group = c->n_query_heads / c->n_kv_heads;
@@ -118,15 +125,17 @@ static void sequence_init(dp_sequence *s, dp_runtime *rt, const dp_sequence_conf
     }
 }
 
-dp_status dp_sequence_create(dp_runtime *rt, const dp_sequence_config *config, dp_sequence **sequence) {
+dp_status dp_sequence_create(dp_runtime *rt, const dp_sequence_config *config, dp_sequence **sequence)
+{
     if (!rt) return dp_fail(NULL, DP_ERR_INVALID, "dp_sequence_create: runtime is NULL");
     if (!sequence) return dp_fail(rt, DP_ERR_INVALID, "dp_sequence_create: sequence is NULL");
     *sequence = NULL;
     dp_sequence_config c;
     dp_sequence_config_init(&c);
     if (!config || !DP_STRUCT_IN(&c, config))
-        return dp_fail(rt, DP_ERR_INVALID,
-                       "dp_sequence_create: config is NULL or its struct_size is wrong; call dp_sequence_config_init first");
+        return dp_fail(
+            rt, DP_ERR_INVALID,
+            "dp_sequence_create: config is NULL or its struct_size is wrong; call dp_sequence_config_init first");
     const dp_status status = check_config(rt, &c);
     if (status) return status;
 
@@ -151,7 +160,8 @@ dp_status dp_sequence_create(dp_runtime *rt, const dp_sequence_config *config, d
     return DP_OK;
 }
 
-void dp_sequence_free(dp_sequence *s) {
+void dp_sequence_free(dp_sequence *s)
+{
     if (!s) return;
     for (size_t i = 0; i < (size_t)s->config.n_layers * s->config.n_kv_heads; i++) {
         dp_rows_free(&s->heads[i].sink);
@@ -165,11 +175,13 @@ void dp_sequence_free(dp_sequence *s) {
     free(s);
 }
 
-uint64_t dp_sequence_tokens(const dp_sequence *sequence, uint32_t layer) {
+uint64_t dp_sequence_tokens(const dp_sequence *sequence, uint32_t layer)
+{
     return sequence && layer < sequence->config.n_layers ? sequence->layers[layer].n_tokens : 0;
 }
 
-dp_status dp_sequence_set_dense(dp_sequence *s, uint32_t layer, int dense) {
+dp_status dp_sequence_set_dense(dp_sequence *s, uint32_t layer, int dense)
+{
     if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_sequence_set_dense: sequence is NULL");
     if (layer >= s->config.n_layers)
         return dp_fail(s->runtime, DP_ERR_INVALID, "dp_sequence_set_dense: layer %u of %u", layer, s->config.n_layers);
@@ -178,14 +190,16 @@ dp_status dp_sequence_set_dense(dp_sequence *s, uint32_t layer, int dense) {
 }
 
 /* Converts one token's row; a NULL destination is passed over. */
-static void read_row(const dp_sequence *s, const char *key, const char *value, size_t at, float *k, float *v) {
+static void read_row(const dp_sequence *s, const char *key, const char *value, size_t at, float *k, float *v)
+{
     const dp_row_format *const f = &s->format;
     if (k) s->runtime->kernels.to_f32[f->type](k + at * f->key_dim, key, f->key_dim);
     if (v) s->runtime->kernels.to_f32[f->type](v + at * f->value_dim, value, f->value_dim);
 }
 
 static void read_rows(const dp_sequence *s, const dp_rows *rows, uint64_t rows_first, uint64_t first, size_t n,
-                      float *k, float *v) {
+                      float *k, float *v)
+{
     for (size_t i = 0; i < rows->n; i++) {
         const uint64_t token = rows_first + i;
         if (token < first || token >= first + n) continue;
@@ -194,7 +208,8 @@ static void read_rows(const dp_sequence *s, const dp_rows *rows, uint64_t rows_f
 }
 
 dp_status dp_sequence_read(const dp_sequence *s, uint32_t layer, uint32_t kv_head, uint64_t first, size_t n, float *k,
-                           float *v) {
+                           float *v)
+{
     if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_sequence_read: sequence is NULL");
     if (layer >= s->config.n_layers || kv_head >= s->config.n_kv_heads)
         return dp_fail(s->runtime, DP_ERR_INVALID, "dp_sequence_read: layer %u of %u, KV head %u of %u", layer,
@@ -220,12 +235,14 @@ dp_status dp_sequence_read(const dp_sequence *s, uint32_t layer, uint32_t kv_hea
     return DP_OK;
 }
 
-void dp_memory_init(dp_memory *memory) {
+void dp_memory_init(dp_memory *memory)
+{
     memset(memory, 0, sizeof *memory);
     memory->struct_size = sizeof *memory;
 }
 
-dp_status dp_sequence_memory(const dp_sequence *s, dp_memory *memory) {
+dp_status dp_sequence_memory(const dp_sequence *s, dp_memory *memory)
+{
     if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_sequence_memory: sequence is NULL");
     dp_memory full;
     dp_memory_init(&full);
@@ -237,8 +254,8 @@ dp_status dp_sequence_memory(const dp_sequence *s, dp_memory *memory) {
         for (uint32_t h = 0; h < s->config.n_kv_heads; h++) {
             const dp_head *const head = &s->layers[l].heads[h];
             full.row_bytes += (head->sink.n + head->clustered + head->tail.n) * row;
-            full.reserved_bytes += head->sink.bytes + head->tail.bytes + sizeof *head +
-                                   head->segments_capacity * sizeof *head->segments;
+            full.reserved_bytes +=
+                head->sink.bytes + head->tail.bytes + sizeof *head + head->segments_capacity * sizeof *head->segments;
             full.clustered_tokens += head->clustered;
             for (uint32_t i = 0; i < head->n_segments; i++) {
                 const dp_segment *const seg = &head->segments[i];

@@ -9,14 +9,14 @@
 
 /* One KV head of one layer. Tokens are in this order: sink, segments, tail. */
 typedef struct dp_head {
-    dp_rows sink;            /* the first tokens */
-    dp_segment *segments;    /* clustered tokens */
+    dp_rows sink;         /* the first tokens */
+    dp_segment *segments; /* clustered tokens */
     uint32_t n_segments, segments_capacity;
-    uint32_t n_panels;       /* over all segments */
-    dp_rows tail;            /* pending tokens and the window */
-    uint64_t clustered;      /* tokens in segments */
-    uint32_t pending_limit;  /* short appends cluster when so many tokens wait outside the window */
-    int arena;               /* index of the sequence's arena: one per NUMA node */
+    uint32_t n_panels;      /* over all segments */
+    dp_rows tail;           /* pending tokens and the window */
+    uint64_t clustered;     /* tokens in segments */
+    uint32_t pending_limit; /* short appends cluster when so many tokens wait outside the window */
+    int arena;              /* index of the sequence's arena: one per NUMA node */
 } dp_head;
 
 typedef struct dp_layer {

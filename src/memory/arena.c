@@ -10,17 +10,20 @@
 /* 2 MiB is one huge page; beyond 64 MiB a larger area brings nothing. */
 static const size_t area_min = (size_t)2 << 20, area_max = (size_t)64 << 20;
 
-void dp_arena_init(dp_arena *arena, const dp_runtime *runtime, int node) {
+void dp_arena_init(dp_arena *arena, const dp_runtime *runtime, int node)
+{
     *arena = (dp_arena){.runtime = runtime, .node = node};
 }
 
-void dp_arena_free(dp_arena *arena) {
+void dp_arena_free(dp_arena *arena)
+{
     for (size_t i = 0; i < arena->n_areas; i++) dp_pages_free(arena->areas[i].base, arena->areas[i].bytes);
     free(arena->areas);
     *arena = (dp_arena){.runtime = arena->runtime, .node = arena->node};
 }
 
-static dp_area *add_area(dp_arena *arena, size_t bytes) {
+static dp_area *add_area(dp_arena *arena, size_t bytes)
+{
     if (arena->n_areas == arena->areas_capacity) {
         const size_t capacity = arena->areas_capacity ? 2 * arena->areas_capacity : 8;
         dp_area *const areas = realloc(arena->areas, capacity * sizeof *areas);
@@ -39,7 +42,8 @@ static dp_area *add_area(dp_arena *arena, size_t bytes) {
     return area;
 }
 
-void *dp_arena_alloc(dp_arena *arena, size_t bytes) {
+void *dp_arena_alloc(dp_arena *arena, size_t bytes)
+{
     if (bytes > SIZE_MAX / 2) return NULL;
     bytes = (bytes + 63) & ~(size_t)63;
     dp_area *area = NULL;
@@ -52,7 +56,8 @@ void *dp_arena_alloc(dp_arena *arena, size_t bytes) {
     return piece;
 }
 
-size_t dp_arena_touched(const dp_arena *arena) {
+size_t dp_arena_touched(const dp_arena *arena)
+{
     size_t touched = 0;
     for (size_t i = 0; i < arena->n_areas; i++)
         touched += arena->areas[i].used ? dp_pages_round(arena->runtime, arena->areas[i].used) : 0;

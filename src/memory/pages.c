@@ -9,7 +9,8 @@
 
 #include "runtime/runtime.h"
 
-size_t dp_huge_page_bytes(void) {
+size_t dp_huge_page_bytes(void)
+{
     char text[128] = "";
     FILE *f = fopen("/sys/kernel/mm/transparent_hugepage/enabled", "r");
     if (!f) return 0;
@@ -26,16 +27,19 @@ size_t dp_huge_page_bytes(void) {
 }
 
 /* Small requests stay on ordinary pages: rounding them up to a huge page would waste more than it saves. */
-static size_t page_bytes(const dp_runtime *rt, size_t bytes) {
+static size_t page_bytes(const dp_runtime *rt, size_t bytes)
+{
     return rt->huge_page && bytes >= rt->huge_page / 2 ? rt->huge_page : (size_t)sysconf(_SC_PAGESIZE);
 }
 
-size_t dp_pages_round(const dp_runtime *rt, size_t bytes) {
+size_t dp_pages_round(const dp_runtime *rt, size_t bytes)
+{
     const size_t page = page_bytes(rt, bytes);
     return bytes > SIZE_MAX - page ? 0 : (bytes + page - 1) / page * page;
 }
 
-void *dp_pages_alloc(const dp_runtime *rt, size_t bytes, int node) {
+void *dp_pages_alloc(const dp_runtime *rt, size_t bytes, int node)
+{
     const size_t page = page_bytes(rt, bytes);
     if (!bytes || bytes > SIZE_MAX - page) return NULL;
     /* Over-allocate by a page and give the ends back, so that the area starts on a page boundary. */
@@ -51,6 +55,7 @@ void *dp_pages_alloc(const dp_runtime *rt, size_t bytes, int node) {
     return start;
 }
 
-void dp_pages_free(void *pages, size_t bytes) {
+void dp_pages_free(void *pages, size_t bytes)
+{
     if (pages) munmap(pages, bytes);
 }

@@ -6,14 +6,16 @@
 #include "memory/pages.h"
 #include "runtime/runtime.h"
 
-static void scratch_free(dp_scratch *scratch) {
+static void scratch_free(dp_scratch *scratch)
+{
     if (!scratch) return;
     dp_pages_free(scratch->base, scratch->bytes);
     free(scratch);
 }
 
 /* Takes any idle buffer, a large enough one if there is one at hand. */
-static dp_scratch *take_idle(dp_runtime *rt, size_t bytes) {
+static dp_scratch *take_idle(dp_runtime *rt, size_t bytes)
+{
     dp_scratch *small = NULL;
     for (int i = 0; i < DP_SCRATCH_SLOTS; i++) {
         dp_scratch *const found = atomic_exchange(&rt->scratch[i], NULL);
@@ -28,7 +30,8 @@ static dp_scratch *take_idle(dp_runtime *rt, size_t bytes) {
     return small;
 }
 
-dp_scratch *dp_scratch_acquire(dp_runtime *rt, size_t bytes) {
+dp_scratch *dp_scratch_acquire(dp_runtime *rt, size_t bytes)
+{
     dp_scratch *scratch = take_idle(rt, bytes);
     if (scratch && scratch->bytes >= bytes) {
         scratch->used = 0;
@@ -47,7 +50,8 @@ dp_scratch *dp_scratch_acquire(dp_runtime *rt, size_t bytes) {
     return scratch;
 }
 
-void dp_scratch_release(dp_runtime *rt, dp_scratch *scratch) {
+void dp_scratch_release(dp_runtime *rt, dp_scratch *scratch)
+{
     for (int i = 0; i < DP_SCRATCH_SLOTS; i++) {
         dp_scratch *empty = NULL;
         if (atomic_compare_exchange_strong(&rt->scratch[i], &empty, scratch)) return;
@@ -55,11 +59,13 @@ void dp_scratch_release(dp_runtime *rt, dp_scratch *scratch) {
     scratch_free(scratch);
 }
 
-void dp_scratch_free_all(dp_runtime *rt) {
+void dp_scratch_free_all(dp_runtime *rt)
+{
     for (int i = 0; i < DP_SCRATCH_SLOTS; i++) scratch_free(atomic_exchange(&rt->scratch[i], NULL));
 }
 
-void *dp_scratch_take(dp_scratch *scratch, size_t bytes) {
+void *dp_scratch_take(dp_scratch *scratch, size_t bytes)
+{
     void *const piece = scratch->base ? scratch->base + scratch->used : NULL;
     scratch->used += (bytes + 63) & ~(size_t)63;
     return piece;

@@ -9,7 +9,8 @@
 
 static _Thread_local char thread_text[DP_MESSAGE_SIZE];
 
-const char *dp_strerror(dp_status status) {
+const char *dp_strerror(dp_status status)
+{
     switch (status) {
     case DP_OK: return "success";
     case DP_ERR_INVALID: return "invalid argument";
@@ -20,15 +21,19 @@ const char *dp_strerror(dp_status status) {
     return "unknown status";
 }
 
-static void lock(dp_message *m) {
-    while (atomic_flag_test_and_set_explicit(&m->busy, memory_order_acquire)) { }
+static void lock(dp_message *m)
+{
+    while (atomic_flag_test_and_set_explicit(&m->busy, memory_order_acquire)) {
+    }
 }
 
-static void unlock(dp_message *m) {
+static void unlock(dp_message *m)
+{
     atomic_flag_clear_explicit(&m->busy, memory_order_release);
 }
 
-dp_status dp_fail(dp_runtime *runtime, dp_status status, const char *format, ...) {
+dp_status dp_fail(dp_runtime *runtime, dp_status status, const char *format, ...)
+{
     char text[DP_MESSAGE_SIZE];
     va_list args;
     va_start(args, format);
@@ -44,7 +49,8 @@ dp_status dp_fail(dp_runtime *runtime, dp_status status, const char *format, ...
     return status;
 }
 
-const char *dp_last_error(const dp_runtime *runtime, char *buffer, size_t size) {
+const char *dp_last_error(const dp_runtime *runtime, char *buffer, size_t size)
+{
     if (!buffer || !size) return "";
     char text[DP_MESSAGE_SIZE];
     if (runtime) {

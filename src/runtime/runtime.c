@@ -14,15 +14,18 @@ enum { MAX_THREADS = 1024 };
 
 static const char *const isa_names[DP_ISA_COUNT] = {"auto", "scalar", "avx2", "avx512", "neon"};
 
-const char *dp_isa_name(dp_isa isa) {
+const char *dp_isa_name(dp_isa isa)
+{
     return (unsigned)isa < DP_ISA_COUNT ? isa_names[isa] : "unknown";
 }
 
-unsigned dp_version(void) {
+unsigned dp_version(void)
+{
     return DP_VERSION_NUMBER;
 }
 
-void dp_runtime_config_init(dp_runtime_config *config) {
+void dp_runtime_config_init(dp_runtime_config *config)
+{
     memset(config, 0, sizeof *config);
     config->struct_size = sizeof *config;
     config->pinning = DP_PIN_OFF;
@@ -32,7 +35,8 @@ void dp_runtime_config_init(dp_runtime_config *config) {
 }
 
 /* Settles DP_ISA_AUTO: the environment's word first, then the best that runs. */
-static dp_status choose_isa(dp_isa wanted, unsigned features, dp_kernels *kernels, dp_isa *chosen) {
+static dp_status choose_isa(dp_isa wanted, unsigned features, dp_kernels *kernels, dp_isa *chosen)
+{
     const char *const name = wanted == DP_ISA_AUTO ? getenv("DOUBLEP_ISA") : NULL;
     if (name && *name) {
         int found = -1;
@@ -40,7 +44,8 @@ static dp_status choose_isa(dp_isa wanted, unsigned features, dp_kernels *kernel
             if (!strcmp(name, isa_names[i])) found = i;
         if (found < 0)
             return dp_fail(NULL, DP_ERR_INVALID,
-                           "dp_runtime_create: DOUBLEP_ISA is \"%s\", must be auto, scalar, avx2, avx512 or neon", name);
+                           "dp_runtime_create: DOUBLEP_ISA is \"%s\", must be auto, scalar, avx2, avx512 or neon",
+                           name);
         wanted = (dp_isa)found;
     }
     if (wanted != DP_ISA_AUTO) {
@@ -59,7 +64,8 @@ static dp_status choose_isa(dp_isa wanted, unsigned features, dp_kernels *kernel
     return dp_fail(NULL, DP_ERR_UNSUPPORTED, "dp_runtime_create: no kernels for this machine");
 }
 
-static dp_status check_config(const dp_runtime_config *c) {
+static dp_status check_config(const dp_runtime_config *c)
+{
     if (c->n_threads < 0 || c->n_threads > MAX_THREADS)
         return dp_fail(NULL, DP_ERR_INVALID, "dp_runtime_create: n_threads is %d, must be in [0, %d]", c->n_threads,
                        MAX_THREADS);
@@ -74,7 +80,8 @@ static dp_status check_config(const dp_runtime_config *c) {
     return DP_OK;
 }
 
-dp_status dp_runtime_create(const dp_runtime_config *config, dp_runtime **runtime) {
+dp_status dp_runtime_create(const dp_runtime_config *config, dp_runtime **runtime)
+{
     static atomic_uint_fast64_t next_id = 1;
     if (!runtime) return dp_fail(NULL, DP_ERR_INVALID, "dp_runtime_create: runtime is NULL");
     *runtime = NULL;
@@ -108,7 +115,8 @@ dp_status dp_runtime_create(const dp_runtime_config *config, dp_runtime **runtim
     return DP_OK;
 }
 
-void dp_runtime_free(dp_runtime *runtime) {
+void dp_runtime_free(dp_runtime *runtime)
+{
     if (!runtime) return;
     dp_team_unbind(runtime);
     dp_scratch_free_all(runtime);
@@ -116,12 +124,14 @@ void dp_runtime_free(dp_runtime *runtime) {
     free(runtime);
 }
 
-void dp_runtime_info_init(dp_runtime_info *info) {
+void dp_runtime_info_init(dp_runtime_info *info)
+{
     memset(info, 0, sizeof *info);
     info->struct_size = sizeof *info;
 }
 
-dp_status dp_runtime_get_info(const dp_runtime *runtime, dp_runtime_info *info) {
+dp_status dp_runtime_get_info(const dp_runtime *runtime, dp_runtime_info *info)
+{
     if (!runtime) return dp_fail(NULL, DP_ERR_INVALID, "dp_runtime_get_info: runtime is NULL");
     dp_runtime_info full;
     dp_runtime_info_init(&full);
@@ -140,7 +150,8 @@ dp_status dp_runtime_get_info(const dp_runtime *runtime, dp_runtime_info *info) 
     full.l3_bytes = runtime->topology.l3_bytes;
     full.huge_page_bytes = runtime->huge_page;
     if (!DP_STRUCT_OUT(info, &full))
-        return dp_fail((dp_runtime *)runtime, DP_ERR_INVALID,
-                       "dp_runtime_get_info: info is NULL or its struct_size is wrong; call dp_runtime_info_init first");
+        return dp_fail(
+            (dp_runtime *)runtime, DP_ERR_INVALID,
+            "dp_runtime_get_info: info is NULL or its struct_size is wrong; call dp_runtime_info_init first");
     return DP_OK;
 }

@@ -20,8 +20,8 @@ struct dp_runtime {
     dp_kernels kernels;
     dp_topology topology;
     int n_threads;
-    uint64_t id;           /* unique in the process: tells a thread for which runtime it was bound */
-    size_t huge_page;      /* bytes, 0: ordinary pages */
+    uint64_t id;      /* unique in the process: tells a thread for which runtime it was bound */
+    size_t huge_page; /* bytes, 0: ordinary pages */
     dp_message message;
     _Atomic(struct dp_scratch *) scratch[DP_SCRATCH_SLOTS]; /* idle work buffers, see memory/scratch.h */
 };

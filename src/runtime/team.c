@@ -7,14 +7,16 @@
 
 static _Thread_local uint64_t bound_for; /* id of the runtime that this thread is bound for, 0: not bound by us */
 
-static void bind_worker(const dp_runtime *rt, int thread) {
+static void bind_worker(const dp_runtime *rt, int thread)
+{
     if (rt->config.pinning == DP_PIN_OFF || thread == 0 || bound_for == rt->id) return;
     const int core = dp_topology_core(&rt->topology, rt->config.pinning, thread, rt->n_threads);
     (void)dp_topology_bind(&rt->topology, core); /* a refusal costs speed, not correctness */
     bound_for = rt->id;
 }
 
-void dp_team_run(const dp_runtime *rt, dp_team_fn fn, void *argument) {
+void dp_team_run(const dp_runtime *rt, dp_team_fn fn, void *argument)
+{
 #pragma omp parallel num_threads(rt->n_threads)
     {
         /* In a team of one omp_in_parallel() is false, and oneDNN would start a team of its own: results would then
@@ -26,7 +28,8 @@ void dp_team_run(const dp_runtime *rt, dp_team_fn fn, void *argument) {
     }
 }
 
-void dp_team_unbind(const dp_runtime *rt) {
+void dp_team_unbind(const dp_runtime *rt)
+{
     if (rt->config.pinning == DP_PIN_OFF) return;
 #pragma omp parallel num_threads(rt->n_threads)
     if (bound_for == rt->id) {
@@ -35,7 +38,8 @@ void dp_team_unbind(const dp_runtime *rt) {
     }
 }
 
-int dp_team_node(const dp_runtime *rt, int thread, int n_threads) {
+int dp_team_node(const dp_runtime *rt, int thread, int n_threads)
+{
     if (rt->config.pinning == DP_PIN_OFF) return (int)((int64_t)thread * rt->topology.n_nodes / n_threads);
     return dp_topology_node_of_core(&rt->topology,
                                     dp_topology_core(&rt->topology, rt->config.pinning, thread, rt->n_threads));

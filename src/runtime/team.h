@@ -23,7 +23,8 @@ typedef struct dp_ticket {
     _Alignas(64) atomic_size_t next;
 } dp_ticket;
 
-static inline size_t dp_ticket_take(dp_ticket *ticket) {
+static inline size_t dp_ticket_take(dp_ticket *ticket)
+{
     return atomic_fetch_add_explicit(&ticket->next, 1, memory_order_relaxed);
 }
 

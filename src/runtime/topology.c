@@ -1,12 +1,14 @@
 /* Topology, pinning and memory binding through hwloc. */
 #include "runtime/topology.h"
 
-static uint64_t cache_bytes(hwloc_topology_t t, hwloc_obj_type_t type) {
+static uint64_t cache_bytes(hwloc_topology_t t, hwloc_obj_type_t type)
+{
     const hwloc_obj_t cache = hwloc_get_obj_by_type(t, type, 0);
     return cache && cache->attr ? cache->attr->cache.size : 0;
 }
 
-int dp_topology_init(dp_topology *topology) {
+int dp_topology_init(dp_topology *topology)
+{
     hwloc_topology_t t;
     if (hwloc_topology_init(&t)) return -1;
     if (hwloc_topology_load(t)) {
@@ -32,22 +34,26 @@ int dp_topology_init(dp_topology *topology) {
     return topology->n_pus >= 1 ? 0 : (hwloc_topology_destroy(t), -1);
 }
 
-void dp_topology_free(dp_topology *topology) {
+void dp_topology_free(dp_topology *topology)
+{
     hwloc_topology_destroy(topology->hwloc);
 }
 
-static hwloc_obj_t core_object(const dp_topology *topology, int core) {
+static hwloc_obj_t core_object(const dp_topology *topology, int core)
+{
     const hwloc_obj_t found = hwloc_get_obj_by_type(topology->hwloc, HWLOC_OBJ_CORE, (unsigned)core);
     return found ? found : hwloc_get_obj_by_type(topology->hwloc, HWLOC_OBJ_PU, (unsigned)core);
 }
 
-int dp_topology_core(const dp_topology *topology, dp_pinning pinning, int thread, int n_threads) {
+int dp_topology_core(const dp_topology *topology, dp_pinning pinning, int thread, int n_threads)
+{
     const int n = topology->n_cores;
     if (pinning == DP_PIN_SCATTER && n_threads < n) return (int)((int64_t)thread * n / n_threads);
     return thread % n;
 }
 
-int dp_topology_node_of_core(const dp_topology *topology, int core) {
+int dp_topology_node_of_core(const dp_topology *topology, int core)
+{
     const hwloc_obj_t object = core_object(topology, core);
     if (!object) return 0;
     for (int node = 0; node < topology->n_nodes; node++) {
@@ -57,19 +63,22 @@ int dp_topology_node_of_core(const dp_topology *topology, int core) {
     return 0;
 }
 
-int dp_topology_bind(const dp_topology *topology, int core) {
+int dp_topology_bind(const dp_topology *topology, int core)
+{
     const hwloc_obj_t object = core_object(topology, core);
     if (!object || !hwloc_topology_is_thissystem(topology->hwloc)) return -1;
     return hwloc_set_cpubind(topology->hwloc, object->cpuset, HWLOC_CPUBIND_THREAD);
 }
 
-int dp_topology_unbind(const dp_topology *topology) {
+int dp_topology_unbind(const dp_topology *topology)
+{
     if (!hwloc_topology_is_thissystem(topology->hwloc)) return -1;
     return hwloc_set_cpubind(topology->hwloc, hwloc_topology_get_topology_cpuset(topology->hwloc),
                              HWLOC_CPUBIND_THREAD);
 }
 
-int dp_topology_place(const dp_topology *topology, void *address, size_t bytes, int node) {
+int dp_topology_place(const dp_topology *topology, void *address, size_t bytes, int node)
+{
     if (topology->n_nodes < 2 || !hwloc_topology_is_thissystem(topology->hwloc)) return 0;
     if (node < 0)
         return hwloc_set_area_membind(topology->hwloc, address, bytes,
