@@ -9,8 +9,6 @@
 #include "machine.h"
 #include "options.h"
 
-static const size_t bandwidth_bytes = 256u << 20; /* per thread: past any cache */
-
 static int fail(int status, const char *reason)
 {
     fprintf(stderr, "doublep bench: %s\n", reason);
@@ -32,14 +30,14 @@ static uint64_t usable_memory(void)
     return kib * 1024 / 4 * 3;
 }
 
-static bool measure_machine(bench_machine *machine)
+static bool measure_machine(bench_machine *machine, size_t bytes)
 {
     const int n_threads = machine->info.n_threads;
     fputs("measuring the machine's bandwidth\n", stderr);
-    machine->stream_gbps = machine_read_bandwidth(n_threads, bandwidth_bytes) * 1e-9;
+    machine->stream_gbps = machine_read_bandwidth(n_threads, bytes) * 1e-9;
     bool done = machine->stream_gbps > 0;
     for (size_t i = 0; done && i < BENCH_RUN_LENGTHS; i++) {
-        machine->gather_gbps[i] = machine_gather_bandwidth(n_threads, bandwidth_bytes, bench_run_bytes(i)) * 1e-9;
+        machine->gather_gbps[i] = machine_gather_bandwidth(n_threads, bytes, bench_run_bytes(i)) * 1e-9;
         done = machine->gather_gbps[i] > 0;
     }
     return done;
@@ -88,7 +86,7 @@ static int measure(const bench_settings *s, bench_machine *machine, dp_runtime *
     static bench_figures figures[BENCH_CONTEXTS];
     char error[512];
     const bool table = !s->json || s->json[0] != '-' || s->json[1] != '\0';
-    if (!measure_machine(machine))
+    if (!measure_machine(machine, s->buffer_bytes))
         return fail(EXIT_RUNTIME, "no memory to measure the bandwidth with");
     if (table)
         bench_print_machine(machine);

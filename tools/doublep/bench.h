@@ -38,6 +38,7 @@ typedef struct bench_settings {
     const char *traces[BENCH_TRACES];
     size_t n_traces;
     size_t steps, growth;
+    size_t buffer_bytes; /* per thread, for measuring the bandwidth */
     uint32_t n_layers; /* 0: by size */
     const char *json, *svg, *from;
 } bench_settings;

@@ -9,7 +9,7 @@
 
 enum {
     KEY_SHAPE = 0x300, KEY_CONTEXT, KEY_KV, KEY_METHODS, KEY_TRACE, KEY_STEPS, KEY_GROWTH, KEY_LAYERS, KEY_JSON, KEY_SVG,
-    KEY_FROM, KEY_PIN,
+    KEY_FROM, KEY_PIN, KEY_BUFFER,
 };
 
 static const struct argp_option options_list[] = {
@@ -26,6 +26,7 @@ static const struct argp_option options_list[] = {
     {"layers", KEY_LAYERS, "N", 0, "Layers that take turns (default: 2 GiB worth of them, 2 to 8)", 1},
     {"threads", 't', "T", 0, "Threads (default: one per core)", 2},
     {"pin", KEY_PIN, "POLICY", 0, "Bind threads to cores: off (default), compact, scatter", 2},
+    {"buffer", KEY_BUFFER, "MIB", 0, "Memory per thread that the bandwidth is measured with (default 256)", 2},
     {"json", KEY_JSON, "FILE", 0, "Write the figures as JSON (to stdout, instead of the table, where FILE is -)", 3},
     {"svg", KEY_SVG, "FILE", 0, "Draw step time against context, with gnuplot", 3},
     {"from", KEY_FROM, "FILE", 0, "Measure nothing: draw --svg from this JSON", 3},
@@ -149,6 +150,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case KEY_PIN:
         s->pinning = option_pinning(state, arg);
         return 0;
+    case KEY_BUFFER:
+        s->buffer_bytes = (size_t)option_integer(state, "buffer", arg, 1, 65536) << 20;
+        return 0;
     case KEY_JSON:
         s->json = arg;
         return 0;
@@ -180,7 +184,7 @@ void bench_options_parse(int argc, char **argv, bench_settings *settings)
                "Beside the times stand the bytes that a method read and the time that these bytes take at the bandwidth "
                "measured in the same run.",
     };
-    *settings = (bench_settings){.type = DP_BF16, .steps = 64, .growth = 128};
+    *settings = (bench_settings){.type = DP_BF16, .steps = 64, .growth = 128, .buffer_bytes = 256u << 20};
     if (argp_parse(&argp, argc, argv, 0, NULL, settings) != 0)
         exit(EXIT_USAGE);
 }

@@ -87,7 +87,7 @@ double machine_read_bandwidth(int n_threads, size_t bytes_per_thread)
 
 /* ---- Gathering -------------------------------------------------------------------------------------------------- */
 
-enum { LINE_WORDS = 8, GATHER_PASSES = 5 };
+enum { LINE_WORDS = 8, GATHER_PASSES = 3 };
 
 /* Reads the runs in the order of `order`, prefetching `ahead` lines ahead across the runs' ends. */
 WIDEST static uint64_t sum_runs(const uint64_t *words, const uint32_t *order, size_t n_runs, unsigned run_shift,
