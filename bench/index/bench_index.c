@@ -15,7 +15,7 @@
 #include <string.h>
 
 #include "attention/step.h"
-#include "bench_source.h"
+#include "bench.h"
 #include "clock.h"
 #include "runtime/structs.h"
 
@@ -23,12 +23,12 @@
 #include "faiss_kmeans.h"
 #endif
 
-enum { CHUNK = 2048, PREFILL_TOKENS = 512 };
+enum { PREFILL_TOKENS = 512, ROUNDS = 3 /* medians; all take turns */ };
 static const bench_shape shape = {"llama-3.1-8b", 32, 8, 128};
 
 typedef struct figures {
-    double build_ms, default_build_ms, inertia, prefill_ms;
-    double faiss_ms[2], faiss_inertia; /* threads inside, segments in parallel; 0: no FAISS */
+    double build_ms[ROUNDS], default_build_ms[ROUNDS], inertia, prefill_ms;
+    double faiss_ms[2][ROUNDS], faiss_inertia; /* threads inside, segments in parallel; 0: no FAISS */
 } figures;
 
 static void die(const char *reason)
@@ -43,9 +43,8 @@ static double ms_since(uint64_t start)
 }
 
 /* All of a context's keys and values come in one append, so that the segments are what dp_build_index makes. */
-static dp_sequence *fill(dp_runtime *runtime, bench_source *source, size_t n, float outlier_share, float *k, float *v)
+static dp_sequence *fill(dp_runtime *runtime, size_t n, float outlier_share, const float *k, const float *v)
 {
-    const size_t width = (size_t)shape.n_kv_heads * shape.dim;
     dp_sequence_config config;
     dp_sequence *sequence = NULL;
     dp_sequence_config_init(&config);
@@ -56,8 +55,6 @@ static dp_sequence *fill(dp_runtime *runtime, bench_source *source, size_t n, fl
     config.outlier_share = outlier_share;
     if (dp_sequence_create(runtime, &config, &sequence) != DP_OK)
         die("no memory for the sequence");
-    for (size_t first = 0; first < n; first += CHUNK)
-        source->rows(source, 0, first, n - first < CHUNK ? n - first : CHUNK, k + first * width, v + first * width);
     if (dp_append(sequence, 0, n, k, 0, v, 0) != DP_OK)
         die("no memory for the keys and values");
     return sequence;
@@ -139,65 +136,88 @@ static problem *collect(const dp_sequence *sequence, size_t *n_problems)
     return list;
 }
 
-static void run_faiss(const dp_sequence *sequence, figures *f, int n_threads)
+static double time_faiss(const problem *list, size_t n, int iterations, int n_threads, bool segments_in_parallel)
 {
-    size_t n_problems;
-    problem *const list = collect(sequence, &n_problems);
-    const int iterations = (int)sequence->config.iterations;
     int failed = 0;
-    uint64_t start = clock_ns();
-    omp_set_num_threads(n_threads);
-    for (size_t i = 0; i < n_problems; i++)
-        failed |= faiss_kmeans(list[i].x, list[i].n, shape.dim, list[i].n_means, iterations, list[i].centroids);
-    f->faiss_ms[0] = ms_since(start);
-    start = clock_ns();
-#pragma omp parallel for schedule(dynamic) reduction(| : failed) num_threads(n_threads)
-    for (size_t i = 0; i < n_problems; i++) {
-        omp_set_num_threads(1);
+    const uint64_t start = clock_ns();
+    omp_set_num_threads(n_threads); /* those that FAISS takes inside, unless it is in a team of its own already */
+#pragma omp parallel for schedule(dynamic) reduction(| : failed) num_threads(n_threads) if (segments_in_parallel)
+    for (size_t i = 0; i < n; i++) {
+        if (segments_in_parallel)
+            omp_set_num_threads(1);
         failed |= faiss_kmeans(list[i].x, list[i].n, shape.dim, list[i].n_means, iterations, list[i].centroids);
     }
-    f->faiss_ms[1] = ms_since(start);
-    for (size_t i = 0; i < n_problems; i++) {
-        const double sum = faiss_inertia(list[i].x, list[i].n, shape.dim, list[i].n_means, list[i].centroids);
-        failed |= sum < 0;
-        f->faiss_inertia += sum;
+    if (failed)
+        die("FAISS failed");
+    return ms_since(start);
+}
+
+static double sum_faiss_inertia(const problem *list, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double part = faiss_inertia(list[i].x, list[i].n, shape.dim, list[i].n_means, list[i].centroids);
+        if (part < 0)
+            die("FAISS failed");
+        sum += part;
+    }
+    return sum;
+}
+
+static void free_problems(problem *list, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
         free(list[i].x);
         free(list[i].centroids);
     }
     free(list);
-    if (failed)
-        die("FAISS failed");
+}
+
+static void run_faiss(const dp_sequence *sequence, figures *f, int round, int n_threads)
+{
+    size_t n;
+    problem *const list = collect(sequence, &n);
+    const int iterations = (int)sequence->config.iterations;
+    f->faiss_ms[0][round] = time_faiss(list, n, iterations, n_threads, false);
+    f->faiss_ms[1][round] = time_faiss(list, n, iterations, n_threads, true);
+    f->faiss_inertia = sum_faiss_inertia(list, n);
+    free_problems(list, n);
 }
 #endif
 
 /* ---------------------------------------------------------------------------------------------------------------------- */
 
-static void print(const figures *f, size_t n, int n_threads, bool json)
+static double median(double *ms)
 {
-    const double faiss_ms = fmin(f->faiss_ms[0], f->faiss_ms[1]);
+    return bench_spread_of(ms, ROUNDS).median;
+}
+
+static void print(figures *f, size_t n, int n_threads, bool json)
+{
+    const double build = median(f->build_ms), by_default = median(f->default_build_ms);
+    const double inside = median(f->faiss_ms[0]), parallel = median(f->faiss_ms[1]), faiss = fmin(inside, parallel);
     if (json) {
         printf("{\"tokens\": %zu, \"threads\": %d, \"build_ms\": %.3f, \"tokens_per_s\": %.0f, \"prefill_ms\": %.0f, "
                "\"share_of_prefill\": %.5f, \"without_outliers\": {\"build_ms\": %.3f, \"inertia\": %.7g}, \"faiss\": ",
-               n, n_threads, f->default_build_ms, (double)n / f->default_build_ms * 1e3, f->prefill_ms,
-               f->default_build_ms / f->prefill_ms, f->build_ms, f->inertia);
-        if (faiss_ms > 0)
-            printf("{\"ms\": %.3f, \"inertia\": %.7g, \"times_ours\": %.3f, \"inertia_ratio\": %.5f}}\n", faiss_ms,
-                   f->faiss_inertia, faiss_ms / f->build_ms, f->inertia / f->faiss_inertia);
+               n, n_threads, by_default, (double)n / by_default * 1e3, f->prefill_ms, by_default / f->prefill_ms, build,
+               f->inertia);
+        if (faiss > 0)
+            printf("{\"ms\": %.3f, \"inertia\": %.7g, \"times_ours\": %.3f, \"inertia_ratio\": %.5f}}\n", faiss,
+                   f->faiss_inertia, faiss / build, f->inertia / f->faiss_inertia);
         else
             puts("null}");
         return;
     }
-    printf("one layer of 8 KV heads, d 128, bf16; %zu tokens, %d threads; synthetic keys\n", n, n_threads);
-    printf("index, as it is by default      %10.0f ms  %9.0f tokens/s\n", f->default_build_ms,
-           (double)n / f->default_build_ms * 1e3);
+    printf("one layer of 8 KV heads, d 128, bf16; %zu tokens, %d threads; synthetic keys; medians of %d\n", n, n_threads,
+           ROUNDS);
+    printf("index, as it is by default      %10.0f ms  %9.0f tokens/s\n", by_default, (double)n / by_default * 1e3);
     printf("dense prefill of the layer      %10.0f ms (from its last %d tokens): the index takes %.2f %% of it\n",
-           f->prefill_ms, PREFILL_TOKENS, 100 * f->default_build_ms / f->prefill_ms);
-    printf("index without single tokens     %10.0f ms  inertia %.5g\n", f->build_ms, f->inertia);
-    if (faiss_ms > 0)
+           f->prefill_ms, PREFILL_TOKENS, 100 * by_default / f->prefill_ms);
+    printf("index without single tokens     %10.0f ms  inertia %.5g\n", build, f->inertia);
+    if (faiss > 0)
         printf("FAISS k-means                   %10.0f ms  inertia %.5g (threads inside: %.0f ms, segments in parallel: %.0f ms)\n"
                "                                %10.2f times our time, our inertia is %.4f of its\n",
-               faiss_ms, f->faiss_inertia, f->faiss_ms[0], f->faiss_ms[1], faiss_ms / f->build_ms,
-               f->inertia / f->faiss_inertia);
+               faiss, f->faiss_inertia, inside, parallel, faiss / build, f->inertia / f->faiss_inertia);
     else
         puts("FAISS k-means                   not built: FAISS is not installed");
 }
@@ -221,21 +241,26 @@ int main(int argc, char **argv)
     if (!k || !v || !source)
         die("out of memory");
 
+    source->rows(source, 0, 0, n, k, v);
+
     figures f = {0};
     dp_sequence_config defaults;
     dp_sequence_config_init(&defaults);
-    dp_sequence *sequence = fill(runtime, source, n, defaults.outlier_share, k, v);
-    f.prefill_ms = time_prefill(sequence, n);
-    f.default_build_ms = time_build(sequence);
-    dp_sequence_free(sequence);
-    sequence = fill(runtime, source, n, 0, k, v);
-    f.build_ms = time_build(sequence);
-    f.inertia = sum_inertia(sequence);
+    for (int round = 0; round < ROUNDS; round++) {
+        dp_sequence *sequence = fill(runtime, n, defaults.outlier_share, k, v);
+        if (round == 0)
+            f.prefill_ms = time_prefill(sequence, n);
+        f.default_build_ms[round] = time_build(sequence);
+        dp_sequence_free(sequence);
+        sequence = fill(runtime, n, 0, k, v);
+        f.build_ms[round] = time_build(sequence);
+        f.inertia = sum_inertia(sequence);
 #ifdef HAVE_FAISS
-    run_faiss(sequence, &f, runtime->n_threads);
+        run_faiss(sequence, &f, round, runtime->n_threads);
 #endif
+        dp_sequence_free(sequence);
+    }
     print(&f, n, runtime->n_threads, json);
-    dp_sequence_free(sequence);
     source->destroy(source);
     dp_runtime_free(runtime);
     free(k);
