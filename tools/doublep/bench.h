@@ -100,8 +100,13 @@ void bench_options_parse(int argc, char **argv, bench_settings *settings);
 /* The number of the first dense method; that of all methods where there is none. */
 size_t bench_dense(const bench_settings *settings);
 
-/* bench_run.c: all figures for one context; false and a message on failure. */
-bool bench_run(const bench_settings *settings, const bench_machine *machine, dp_runtime *runtime, uint64_t context,
+/* bench.c: measures stream_gbps and gather_gbps with so many bytes per thread, and keeps the higher of old and new; false
+ * where memory runs out. */
+bool bench_measure_machine(bench_machine *machine, size_t bytes);
+
+/* bench_run.c: all figures for one context, and the machine's bandwidth once more right before the steps; false and a
+ * message on failure. */
+bool bench_run(const bench_settings *settings, bench_machine *machine, dp_runtime *runtime, uint64_t context,
                bench_figures *figures, char *error, size_t error_size);
 
 /* bench_stats.c */

@@ -33,10 +33,15 @@ void bench_print_machine(const bench_machine *machine)
     printf("machine     %s%s, %d thread%s, L3 %llu KiB\n", dp_isa_name(info->isa),
            info->bf16_instructions ? " with BF16 instructions" : "", info->n_threads, info->n_threads == 1 ? "" : "s",
            (unsigned long long)info->l3_bytes / 1024);
+    printf("counters    %s\n", machine->counters.kind);
+}
+
+static void print_bandwidth(const bench_machine *machine)
+{
     printf("bandwidth   stream %.2f GB/s; gather", machine->stream_gbps);
     for (size_t i = 0; i < BENCH_RUN_LENGTHS; i++)
         printf("%s %zu B: %.2f", i ? "," : "", bench_run_bytes(i), machine->gather_gbps[i]);
-    printf(" GB/s\ncounters    %s\n", machine->counters.kind);
+    printf(" GB/s\n");
 }
 
 static void print_methods(const bench_settings *s, const bench_figures *f)
@@ -97,6 +102,7 @@ void bench_print(const bench_settings *s, const bench_machine *machine, const be
     printf("\n%s: %u query heads, %u KV heads, d %u, %s; %llu tokens, %u layers, %zu steps\n", s->shape.name,
            s->shape.n_query_heads, s->shape.n_kv_heads, s->shape.dim, kv_type_name(s->type),
            (unsigned long long)f->context, f->n_layers, f->steps);
+    print_bandwidth(machine);
     printf("inputs      %s\n", f->label);
     printf("attention   90 %% of a head's mass lies in %.0f (p10) / %.0f (median) / %.0f (p90) tokens; sinks hold %.0f %%, the "
            "last tokens %.0f %%\n", held.p10, held.median, held.p90, 100 * look.sink_share, 100 * look.window_share);

@@ -18,7 +18,7 @@ typedef struct samples {
 
 typedef struct bench_state {
     const bench_settings *settings;
-    const bench_machine *machine;
+    bench_machine *machine;
     dp_runtime *runtime;
     bench_source *source;
     contenders *contenders;
@@ -333,6 +333,8 @@ static bool run(bench_state *s, uint64_t context, bench_figures *figures)
     if (!s->contenders || !create_buffers(s) || !contenders_fill(s->contenders, s->source, context, figures))
         return false;
     s->n_tokens = context;
+    if (!bench_measure_machine(s->machine, settings->buffer_bytes))
+        return fail(s, "no memory to measure the bandwidth with");
     if (!run_steps(s, figures))
         return false;
     for (size_t m = 0; m < settings->methods.count; m++)
@@ -344,7 +346,7 @@ static bool run(bench_state *s, uint64_t context, bench_figures *figures)
     return !last || dp_sequence_memory(last, &figures->memory) == DP_OK || fail(s, "the memory could not be counted");
 }
 
-bool bench_run(const bench_settings *settings, const bench_machine *machine, dp_runtime *runtime, uint64_t context,
+bool bench_run(const bench_settings *settings, bench_machine *machine, dp_runtime *runtime, uint64_t context,
                bench_figures *figures, char *error, size_t error_size)
 {
     bench_state s = {.settings = settings, .machine = machine, .runtime = runtime, .error = error,
