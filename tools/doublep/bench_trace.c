@@ -141,10 +141,10 @@ static bool settle(recorded_source *s, char *error, size_t error_size)
     const size_t recorded = (size_t)h->n_layers * h->n_kv_heads, distinct = recorded * s->n_traces;
     const uint64_t first = s->traces[0]->layers[0].n_prompt;
     snprintf(s->source.label, sizeof(s->source.label),
-             "recorded: %zu document%s, %llu steps over and over; %zu KV heads from %zu recorded ones%s%s", s->n_traces,
+             "recorded: %zu document%s, %llu steps over and over; %zu KV heads from %zu recorded ones%s%s%s", s->n_traces,
              s->n_traces == 1 ? "" : "s", (unsigned long long)n_steps, heads, heads < distinct ? heads : distinct,
              s->n_traces > 1 && s->context > first ? "; contexts tiled from several documents (positions restart)" : "",
-             heads > distinct ? "; heads repeat" : "");
+             s->n_prompt > s->context ? "; oldest tokens left out" : "", heads > distinct ? "; heads repeat" : "");
     return true;
 }
 
