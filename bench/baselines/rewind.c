@@ -6,7 +6,7 @@
 #include "kv/sequence.h"
 
 struct sequence_mark {
-    uint64_t *n_tokens, *last_append; /* [n_layers] */
+    uint64_t *n_tokens; /* [n_layers] */
     struct head_mark {
         uint32_t n_segments, pending_limit;
         size_t sink, tail;
@@ -20,16 +20,13 @@ sequence_mark *sequence_mark_create(const dp_sequence *s)
     if (!m)
         return NULL;
     m->n_tokens = calloc(n_layers, sizeof(*m->n_tokens));
-    m->last_append = calloc(n_layers, sizeof(*m->last_append));
     m->heads = calloc(n_heads, sizeof(*m->heads));
-    if (!m->n_tokens || !m->last_append || !m->heads) {
+    if (!m->n_tokens || !m->heads) {
         sequence_mark_free(m);
         return NULL;
     }
-    for (size_t l = 0; l < n_layers; l++) {
+    for (size_t l = 0; l < n_layers; l++)
         m->n_tokens[l] = s->layers[l].n_tokens;
-        m->last_append[l] = s->layers[l].last_append;
-    }
     for (size_t h = 0; h < n_heads; h++)
         m->heads[h] = (struct head_mark){.n_segments = s->heads[h].n_segments,
                                          .pending_limit = s->heads[h].pending_limit,
@@ -43,7 +40,6 @@ void sequence_mark_free(sequence_mark *mark)
     if (!mark)
         return;
     free(mark->n_tokens);
-    free(mark->last_append);
     free(mark->heads);
     free(mark);
 }
@@ -54,10 +50,8 @@ bool sequence_rewind(dp_sequence *s, const sequence_mark *m)
     for (size_t h = 0; h < n_heads; h++)
         if (s->heads[h].n_segments != m->heads[h].n_segments || s->heads[h].tail.n < m->heads[h].tail)
             return false;
-    for (size_t l = 0; l < s->config.n_layers; l++) {
+    for (size_t l = 0; l < s->config.n_layers; l++)
         s->layers[l].n_tokens = m->n_tokens[l];
-        s->layers[l].last_append = m->last_append[l];
-    }
     for (size_t h = 0; h < n_heads; h++) {
         s->heads[h].sink.n = m->heads[h].sink;
         s->heads[h].tail.n = m->heads[h].tail;

@@ -20,7 +20,8 @@
  *
  * Errors. Functions return DP_OK or a negative dp_status; dp_last_error() says in words what was wrong. After an error
  * every object is as it was before the call. The library never prints, aborts, installs signal handlers, or changes
- * floating-point modes or the affinity of the caller's thread.
+ * floating-point modes or the affinity of the caller's thread. (One thing is out of its hands: where the system refuses
+ * to start a thread, OpenMP runtimes end the process. n_threads must be within the process's limits.)
  *
  * NaN and Inf in queries, keys or values are not an error: they propagate to the output as in dense attention.
  *
@@ -85,7 +86,9 @@ typedef struct dp_runtime_config {
     uint32_t struct_size;     /* set by dp_runtime_config_init */
     int32_t n_threads;        /* team size, 1 to 1024; 0 (default): one per core of the process's cpuset */
     dp_pinning pinning;       /* default DP_PIN_OFF. Otherwise the OpenMP workers that serve a calling thread are bound
-                                 when they first work for the runtime; the calling thread itself is never bound. */
+                                 when they first work for the runtime, and get back what they had when they work for
+                                 another, or when dp_runtime_free is called by the thread that they serve; the calling
+                                 thread itself is never bound. */
     dp_isa isa;               /* default DP_ISA_AUTO */
     dp_huge_pages huge_pages; /* default DP_HUGE_PAGES_TRANSPARENT */
     dp_numa numa;             /* default DP_NUMA_LOCAL */
@@ -173,14 +176,15 @@ DP_API dp_status dp_sequence_set_dense(dp_sequence *sequence, uint32_t layer, in
  * This is also where the index grows: before the new tokens are added, tokens that wait outside the window are
  * clustered, in whole segments of segment_tokens while appends are long (64 tokens or more: a prompt), and once
  * pending_tokens wait when they are short (decoding); KV heads and layers take turns, so that no step bears all of it.
- * The tokens of the latest append, and the last `window` before, are never clustered. Memory is allocated only here and
- * in dp_build_index.
+ * An append never clusters its own tokens, nor the last `window` before. Memory for tokens and index is allocated only here
+ * and in dp_build_index.
  * Errors: DP_ERR_INVALID (n_tokens = 0, layer out of range, more than 2^32 - 1 tokens), DP_ERR_NO_MEMORY. */
 DP_API dp_status dp_append(dp_sequence *sequence, uint32_t layer, size_t n_tokens, const float *k, size_t k_stride,
                            const float *v, size_t v_stride);
 
 /* Clusters all that waits outside the window, in one layer, or in all where layer is DP_ALL_LAYERS: at the end of a
- * prompt, so that the first decoded token is not late. Not needed for correctness. Errors: as dp_append. */
+ * prompt, so that the first decoded token is not late. Not needed for correctness. Only the last `window` tokens can be
+ * queried from then on, and those that are appended later. Errors: as dp_append. */
 #define DP_ALL_LAYERS UINT32_MAX
 DP_API dp_status dp_build_index(dp_sequence *sequence, uint32_t layer);
 
@@ -195,7 +199,8 @@ typedef struct dp_memory {
     uint64_t row_bytes;      /* keys and values */
     uint64_t index_bytes;    /* centroids, mean values, sizes, dispersions, token numbers */
     uint64_t reserved_bytes; /* all memory that the sequence holds, slack included: at most 1.15 times plain_bytes at 16
-                                tokens per cluster once a 16-bit cache of 32768 tokens or more is indexed */
+                                tokens per cluster once an indexed 16-bit cache has 64 MiB or more, with key_dim and
+                                value_dim of 64 or more */
     uint64_t clustered_tokens; /* per layer and KV head, summed */
     uint64_t clusters;         /* likewise */
 } dp_memory;
@@ -237,9 +242,11 @@ typedef struct dp_attention_params {
     float p2;             /* default 0.7; 0 to p1; DP_REFINE_TOP_P only */
     float epsilon;        /* default 0.05; 0 to 1; DP_REFINE_BUDGET only; 0 refines all that stage 1 keeps */
     uint32_t sink;        /* at least so many first tokens are exact; default 0: those of the sequence's config */
-    uint32_t window;      /* at least so many last tokens are exact; default 0: those of the sequence's config */
+    uint32_t window;      /* at least so many last tokens are exact, for each query of the call; default 0: those of the
+                             sequence's config */
     uint32_t min_context; /* below so many tokens dp_decode is dense; default 2048 */
-    uint32_t min_clusters; /* stage 2 refines at least so many of the heaviest clusters per query head; default 0 */
+    uint32_t min_clusters; /* stage 2 refines at least so many of the heaviest clusters per query head, as far as there
+                              are so many of any estimated mass; default 0 */
     int32_t dispersion;   /* 1 (default) or 0: leave the dispersion out of m_i (the paper's form) */
     int32_t exact_mass;   /* 1 (default): E counts in T and in the targets; 0: top-p over the clusters alone (the
                              paper's form) */
@@ -277,7 +284,7 @@ DP_API void dp_attention_stats_init(dp_attention_stats *stats);
 /* Dense causal attention of the last n_queries tokens, for a prompt: query i is token N - n_queries + i and sees the
  * tokens up to itself. q: f32 [n_queries][n_query_heads][key_dim]; out: f32 [n_queries][n_query_heads][value_dim];
  * lse: NULL or f32 [n_queries][n_query_heads], log of the sum of exp(logit). The queries' tokens must have come with
- * the latest dp_append, or lie in the window.
+ * the latest dp_append, or not be clustered yet.
  * Errors: DP_ERR_INVALID, DP_ERR_NO_MEMORY. */
 DP_API dp_status dp_prefill(dp_sequence *sequence, uint32_t layer, size_t n_queries, const float *q, float *out,
                             float *lse);
@@ -286,7 +293,7 @@ DP_API dp_status dp_prefill(dp_sequence *sequence, uint32_t layer, size_t n_quer
  * tokens of a draft to verify); shapes, causality and lse as in dp_prefill. All queries of a call share the rows that
  * are read. params = NULL means the defaults; stats may be NULL. Partial results over disjoint sets of tokens
  * are merged by their lse: out = sum_j exp(lse_j - L) out_j, L = log sum_j exp(lse_j).
- * Allocates nothing once a call of the size was made on the runtime, and takes no lock.
+ * Allocates nothing once a call of the size was made on the runtime (by as many threads at once), and takes no lock.
  * Errors: DP_ERR_INVALID, DP_ERR_NO_MEMORY. */
 #define DP_MAX_DECODE_QUERIES 64
 DP_API dp_status dp_decode(dp_sequence *sequence, uint32_t layer, size_t n_queries, const float *q,

@@ -1,4 +1,5 @@
 /* What an item contributes: attention over rows, token by token, or over mean values with estimated masses. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -104,6 +105,13 @@ static void gather_means(const dp_step *step, const dp_head_step *h, const dp_it
         step->kernels->weighted_values[DP_BF16](scratch->weights, MEANS_PER_BATCH, step->rows,
                                                 h->head->segments[segment].mean_values, dim, scratch->index, n, dim,
                                                 accumulators(step, partial));
+    }
+    /* Where all masses underflowed there is nothing, and the reference must not pass for a logit that is there. */
+    for (size_t r = 0; r < step->rows; r++) {
+        if (!(partial[2 * r + 1] < FLT_MIN)) continue;
+        partial[2 * r] = -INFINITY;
+        partial[2 * r + 1] = 0;
+        memset(accumulators(step, partial) + r * dim, 0, dim * sizeof *partial);
     }
 }
 

@@ -12,8 +12,14 @@ void dp_merge_row(const dp_step *step, size_t kv_head, size_t row)
     const size_t head = query * step->sequence->config.n_query_heads + kv_head * step->sequence->group + in_group;
     float *const out = step->out + head * dim;
 
+    /* The largest log-mass of a part, so that no part overflows or vanishes unless another outweighs it. */
     float top = -INFINITY;
-    for (size_t i = 0; i < h->n_items; i++) top = fmaxf(top, h->partials[i * stride + 2 * row]);
+    for (size_t i = 0; i < h->n_items; i++) {
+        const float *const partial = h->partials + i * stride + 2 * row;
+        if (partial[1] > 0) top = fmaxf(top, partial[0] + logf(partial[1]));
+    }
+    const float dropped = step->sparse ? h->dropped[row] : 0;
+    if (dropped > 0) top = fmaxf(top, h->reference[row] + logf(dropped));
     const float shift = top > -INFINITY ? top : 0;
 
     double sum = 0, exact = 0;
@@ -24,11 +30,11 @@ void dp_merge_row(const dp_step *step, size_t kv_head, size_t row)
         const double part = (double)partial[2 * row + 1] * factor;
         sum += part;
         if (!h->items[i].estimated) exact += part;
-        /* An item that this row sees nothing of has maximum -Inf and adds nothing; a NaN sum must show. */
-        if (factor != 0 || part != part) step->kernels->axpy(out, partial + 2 * step->rows + row * dim, factor, dim);
+        /* Added even where the factor is 0: a NaN value shows, as in dense attention. */
+        step->kernels->axpy(out, partial + 2 * step->rows + row * dim, factor, dim);
     }
     h->exact_share[row] = sum > 0 ? exact / sum : 0;
-    if (step->sparse && h->dropped[row] > 0) sum += (double)h->dropped[row] * expf(h->reference[row] - shift);
+    if (dropped > 0) sum += dropped * exp((double)h->reference[row] - shift);
     step->kernels->scale(out, (float)(1.0 / sum), dim);
     if (step->lse) step->lse[head] = (float)(log(sum) + shift);
 }

@@ -26,20 +26,27 @@ static float find_threshold(const dp_step *step, const float *rank, const float 
     return top * exp2f(low);
 }
 
-/* The threshold that at least n_wanted clusters reach. */
+/* The largest threshold that at least n_wanted clusters reach, or all that have any mass where those are fewer. Masses
+ * are not negative, so their bits are in their order. */
 static float floor_threshold(const float *mass, size_t n, uint32_t n_wanted, float top)
 {
-    float low = -60.0f, high = 0.0f;
-    for (int i = 0; i < 16; i++) {
-        const float middle = 0.5f * (low + high), t = top * exp2f(middle);
+    if (!(top > 0)) return INFINITY;
+    uint32_t low = 1, high;
+    memcpy(&high, &top, sizeof high);
+    while (low < high) {
+        const uint32_t middle = low + (high - low + 1) / 2;
+        float threshold;
+        memcpy(&threshold, &middle, sizeof threshold);
         size_t count = 0;
-        for (size_t j = 0; j < n; j++) count += mass[j] >= t;
+        for (size_t i = 0; i < n; i++) count += mass[i] >= threshold;
         if (count >= n_wanted)
             low = middle;
         else
-            high = middle;
+            high = middle - 1;
     }
-    return top * exp2f(low);
+    float found;
+    memcpy(&found, &low, sizeof found);
+    return found;
 }
 
 /* Masses and expected errors of one query row; returns the mass of the clusters and of the exact tokens. */
@@ -94,7 +101,8 @@ static bool select_row(const dp_step *step, dp_head_step *h, size_t row)
         mark(h, mass, refine, SELECT_ESTIMATE | SELECT_REFINE);
     } else {
         const double budget = fmax((double)p->epsilon, 1e-6) * total;
-        step->kernels->keep_clusters(mass, h->error, n, keep, (float)(1 / (budget * budget)), h->joint, h->flags);
+        step->kernels->keep_clusters(mass, h->error, n, keep, (float)fmin(1 / (budget * budget), 1e30), h->joint,
+                                     h->flags);
     }
     if (p->min_clusters)
         mark(h, mass, floor_threshold(mass, n, p->min_clusters, step->kernels->max(mass, n)),
@@ -113,8 +121,11 @@ static void spend_budget(const dp_step *step, dp_head_step *h)
         size_t position = 0;
         for (uint32_t s = 0; s < h->head->n_segments; s++) {
             const dp_segment *const segment = &h->head->segments[s];
-            for (size_t i = 0; i < (size_t)segment->n_panels * DP_PANEL; i++, position++)
+            for (size_t i = 0; i < (size_t)segment->n_panels * DP_PANEL; i++, position++) {
                 h->rank[position] = h->joint[position] / fmaxf(segment->size[i], 1.0f);
+                /* What exceeds the whole budget is read anyway; as it is, it would drown the rest in rounding. */
+                h->joint[position] = fminf(h->joint[position], 2.0f * (float)step->rows);
+            }
         }
         const double all = step->kernels->sum_at_least(h->rank, h->joint, n, 0.0f);
         refine = find_threshold(step, h->rank, h->joint, n, all - (double)step->rows, 100.0f);
@@ -127,7 +138,9 @@ static void spend_budget(const dp_step *step, dp_head_step *h)
 static void force_ends(const dp_step *step, dp_head_step *h)
 {
     const uint64_t n = step->layer->n_tokens;
-    const uint64_t sink = step->params.sink, window = step->params.window < n ? step->params.window : n;
+    const uint64_t sink = step->params.sink;
+    uint64_t window = step->params.window ? step->params.window + (uint64_t)step->n_queries - 1 : 0; /* of each query */
+    if (window > n) window = n;
     if (sink <= h->head->sink.n && window <= h->head->tail.n) return;
     uint8_t *flags = h->flags;
     for (uint32_t s = 0; s < h->head->n_segments; s++) {

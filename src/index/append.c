@@ -124,8 +124,7 @@ static void attach(dp_sequence *s, uint32_t layer, uint32_t kv_head, size_t toke
     dp_rows_drop(&head->tail, &s->format, tokens);
 }
 
-/* Clusters what is due in layers [first, last). Memory that a failed call took stays with the arenas until the
- * sequence is freed; the tokens stay where they were. */
+/* Clusters what is due in layers [first, last). After a failure everything is as it was. */
 static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_fn due, const char *caller)
 {
     dp_runtime *const rt = s->runtime;
@@ -150,6 +149,7 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
     job.scratch = dp_scratch_take(scratch, job.scratch_bytes * (size_t)rt->n_threads);
 
     bool ok = true;
+    for (int i = 0; i < s->n_arenas; i++) dp_arena_mark(&s->arenas[i]);
     for (uint32_t l = first; l < last && ok; l++)
         for (uint32_t h = 0; h < n_heads && ok; h++) {
             dp_head *const head = &s->layers[l].heads[h];
@@ -158,6 +158,7 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
         }
     if (ok) dp_team_run(rt, build_worker, &job);
     dp_scratch_release(rt, scratch);
+    for (int i = 0; i < s->n_arenas && (!ok || job.failed); i++) dp_arena_rewind(&s->arenas[i]);
     if (!ok) return dp_fail(rt, DP_ERR_NO_MEMORY, "%s: no memory for the index", caller);
     if (job.failed) return dp_fail(rt, DP_ERR_SYSTEM, "%s: oneDNN could not multiply matrices", caller);
     for (uint32_t l = first; l < last; l++)
@@ -217,10 +218,6 @@ dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float
         return dp_fail(rt, DP_ERR_INVALID, "dp_append: %zu tokens on top of %llu are too many", n_tokens,
                        (unsigned long long)l->n_tokens);
 
-    const bool prompt = n_tokens >= PROMPT_CHUNK;
-    const dp_status status =
-        cluster_due(s, layer, layer + 1, prompt ? due_whole_segments : due_over_limit, "dp_append");
-    if (status) return status;
     for (uint32_t h = 0; h < c->n_kv_heads; h++) {
         dp_head *const head = &l->heads[h];
         const size_t to_sink = sink_share(s, head, n_tokens);
@@ -228,6 +225,10 @@ dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float
             !reserve_tail(s, l, head, n_tokens - to_sink))
             return dp_fail(rt, DP_ERR_NO_MEMORY, "dp_append: no memory for %zu tokens", n_tokens);
     }
+    const bool prompt = n_tokens >= PROMPT_CHUNK;
+    const dp_status status =
+        cluster_due(s, layer, layer + 1, prompt ? due_whole_segments : due_over_limit, "dp_append");
+    if (status) return status;
     for (uint32_t h = 0; h < c->n_kv_heads; h++) {
         dp_head *const head = &l->heads[h];
         const size_t to_sink = sink_share(s, head, n_tokens);
@@ -237,7 +238,6 @@ dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float
                        vh + to_sink * v_stride, v_stride, n_tokens - to_sink);
     }
     l->n_tokens += n_tokens;
-    l->last_append = n_tokens;
     return DP_OK;
 }
 

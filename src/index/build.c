@@ -130,8 +130,8 @@ static void place_rows(const dp_sequence *s, const build *b, dp_segment *seg, co
     }
 }
 
-/* The mean value of a cluster. */
-static void mean_value(const dp_sequence *s, build *b, dp_segment *seg, uint32_t c)
+/* The mean value of a cluster; false where it is not finite. */
+static bool mean_value(const dp_sequence *s, build *b, dp_segment *seg, uint32_t c)
 {
     const dp_kernels *const kernels = &s->runtime->kernels;
     const dp_row_format *const f = &s->format;
@@ -143,6 +143,9 @@ static void mean_value(const dp_sequence *s, build *b, dp_segment *seg, uint32_t
     }
     kernels->scale(b->sum, 1.0f / (float)size, f->value_dim);
     kernels->from_f32[DP_BF16](seg->mean_values + (size_t)c * f->value_dim, b->sum, f->value_dim);
+    bool finite = true;
+    for (size_t j = 0; j < f->value_dim; j++) finite &= isfinite(b->sum[j]) != 0;
+    return finite;
 }
 
 /* Centroid (into its panel) and dispersion of a cluster. */
@@ -184,8 +187,10 @@ bool dp_build_segment(const dp_sequence *s, dp_segment *seg, const char *k, cons
     memset(seg->spread, 0, padded * sizeof *seg->spread);
     memset(seg->limit, 0, padded * sizeof *seg->limit);
     for (uint32_t c = 0; c < seg->n_clusters; c++) {
-        mean_value(s, &b, seg, c);
+        const bool finite = mean_value(s, &b, seg, c);
         key_statistics(&b, seg, c);
+        if (!finite)
+            seg->spread[c] = NAN; /* makes every step read all rows, so that a NaN shows as in dense attention */
     }
     return true;
 }

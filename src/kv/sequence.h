@@ -21,7 +21,6 @@ typedef struct dp_head {
 
 typedef struct dp_layer {
     uint64_t n_tokens;
-    uint64_t last_append; /* tokens of the latest append */
     bool dense;           /* dp_sequence_set_dense */
     dp_head *heads;       /* [n_kv_heads] */
 } dp_layer;

@@ -1,5 +1,4 @@
-/* Areas are filled first fit. They grow with the arena, so that odd sizes waste little; pages that were not handed out
- * yet are address space only. */
+/* Areas are filled first fit. */
 #include "memory/arena.h"
 
 #include <stdint.h>
@@ -7,8 +6,8 @@
 
 #include "memory/pages.h"
 
-/* 2 MiB is one huge page; beyond 64 MiB a larger area brings nothing. */
-static const size_t area_min = (size_t)2 << 20, area_max = (size_t)64 << 20;
+/* Large, so that odd sizes leave few gaps; pages that were not handed out yet are address space only. */
+static const size_t area_bytes = (size_t)64 << 20;
 
 void dp_arena_init(dp_arena *arena, const dp_runtime *runtime, int node)
 {
@@ -31,12 +30,9 @@ static dp_area *add_area(dp_arena *arena, size_t bytes)
         arena->areas = areas;
         arena->areas_capacity = capacity;
     }
-    size_t wanted = arena->mapped < area_min ? area_min : arena->mapped > area_max ? area_max : arena->mapped;
-    if (wanted < bytes) wanted = bytes;
-    const size_t rounded = dp_pages_round(arena->runtime, wanted);
+    const size_t rounded = dp_pages_round(arena->runtime, bytes > area_bytes ? bytes : area_bytes);
     char *const base = rounded ? dp_pages_alloc(arena->runtime, rounded, arena->node) : NULL;
     if (!base) return NULL;
-    arena->mapped += rounded;
     dp_area *const area = &arena->areas[arena->n_areas++];
     *area = (dp_area){.base = base, .bytes = rounded};
     return area;
@@ -54,6 +50,20 @@ void *dp_arena_alloc(dp_arena *arena, size_t bytes)
     void *const piece = area->base + area->used;
     area->used += bytes;
     return piece;
+}
+
+void dp_arena_mark(dp_arena *arena)
+{
+    arena->marked_areas = arena->n_areas;
+    for (size_t i = 0; i < arena->n_areas; i++) arena->areas[i].marked = arena->areas[i].used;
+}
+
+void dp_arena_rewind(dp_arena *arena)
+{
+    for (size_t i = arena->marked_areas; i < arena->n_areas; i++)
+        dp_pages_free(arena->areas[i].base, arena->areas[i].bytes);
+    arena->n_areas = arena->marked_areas;
+    for (size_t i = 0; i < arena->n_areas; i++) arena->areas[i].used = arena->areas[i].marked;
 }
 
 size_t dp_arena_touched(const dp_arena *arena)

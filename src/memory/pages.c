@@ -40,11 +40,12 @@ size_t dp_pages_round(const dp_runtime *rt, size_t bytes)
 
 void *dp_pages_alloc(const dp_runtime *rt, size_t bytes, int node)
 {
-    const size_t page = page_bytes(rt, bytes);
+    const size_t page = page_bytes(rt, bytes), ordinary = (size_t)sysconf(_SC_PAGESIZE);
     if (!bytes || bytes > SIZE_MAX - page) return NULL;
-    /* Over-allocate by a page and give the ends back, so that the area starts on a page boundary. */
-    const size_t whole = bytes + page;
-    char *const mapped = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    /* For huge pages over-allocate by one and give the ends back, so that the area starts on their boundary. Ordinary
+     * ones are taken as they come: neighbours then merge into one mapping, of which a process has only so many. */
+    const size_t whole = page > ordinary ? bytes + page : bytes;
+    char *const mapped = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) return NULL;
     char *const start = (char *)(((uintptr_t)mapped + page - 1) / page * page);
     const size_t before = (size_t)(start - mapped), after = whole - before - bytes;

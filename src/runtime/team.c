@@ -5,14 +5,26 @@
 
 #include "runtime/runtime.h"
 
-static _Thread_local uint64_t bound_for; /* id of the runtime that this thread is bound for, 0: not bound by us */
+static _Thread_local uint64_t bound_for;       /* id of the runtime that this thread is bound for, 0: not bound by us */
+static _Thread_local hwloc_bitmap_t was_bound; /* where it was allowed before */
 
+static void unbind_worker(const dp_runtime *rt)
+{
+    dp_topology_unbind(&rt->topology, was_bound);
+    was_bound = NULL;
+    bound_for = 0;
+}
+
+/* A worker serves whatever runtime calls next: it is bound for that one, or given back what it had. */
 static void bind_worker(const dp_runtime *rt, int thread)
 {
-    if (rt->config.pinning == DP_PIN_OFF || thread == 0 || bound_for == rt->id) return;
+    const uint64_t wanted = rt->config.pinning == DP_PIN_OFF || thread == 0 ? 0 : rt->id;
+    if (bound_for == wanted) return;
+    if (bound_for) unbind_worker(rt);
+    if (!wanted) return;
     const int core = dp_topology_core(&rt->topology, rt->config.pinning, thread, rt->n_threads);
-    (void)dp_topology_bind(&rt->topology, core); /* a refusal costs speed, not correctness */
-    bound_for = rt->id;
+    was_bound = dp_topology_bind(&rt->topology, core); /* a refusal costs speed, not correctness */
+    bound_for = was_bound ? rt->id : 0;
 }
 
 void dp_team_run(const dp_runtime *rt, dp_team_fn fn, void *argument)
@@ -32,10 +44,7 @@ void dp_team_unbind(const dp_runtime *rt)
 {
     if (rt->config.pinning == DP_PIN_OFF) return;
 #pragma omp parallel num_threads(rt->n_threads)
-    if (bound_for == rt->id) {
-        (void)dp_topology_unbind(&rt->topology);
-        bound_for = 0;
-    }
+    if (bound_for == rt->id) unbind_worker(rt);
 }
 
 int dp_team_node(const dp_runtime *rt, int thread, int n_threads)

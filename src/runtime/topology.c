@@ -1,10 +1,24 @@
 /* Topology, pinning and memory binding through hwloc. */
 #include "runtime/topology.h"
 
+#include <omp.h>
+#include <stdbool.h>
+
 static uint64_t cache_bytes(hwloc_topology_t t, hwloc_obj_type_t type)
 {
     const hwloc_obj_t cache = hwloc_get_obj_by_type(t, type, 0);
     return cache && cache->attr ? cache->attr->cache.size : 0;
+}
+
+static void add_openmp_places(hwloc_bitmap_t cpus)
+{
+    for (int place = 0; place < omp_get_num_places(); place++) {
+        int ids[1024];
+        const int n = omp_get_place_num_procs(place);
+        if (n > 1024) continue;
+        omp_get_place_proc_ids(place, ids);
+        for (int i = 0; i < n; i++) hwloc_bitmap_set(cpus, (unsigned)ids[i]);
+    }
 }
 
 int dp_topology_init(dp_topology *topology)
@@ -16,10 +30,12 @@ int dp_topology_init(dp_topology *topology)
         return -1;
     }
     if (hwloc_topology_is_thissystem(t)) {
-        /* A process bound by its parent (taskset, a job scheduler) must not count the other cores as its own. */
+        /* A process bound by its parent (taskset, a job scheduler) must not count the other cores as its own. With
+         * OMP_PROC_BIND the OpenMP runtime has bound this thread to one of its places: all of those are ours. */
         const hwloc_bitmap_t bound = hwloc_bitmap_alloc();
-        if (bound && !hwloc_get_cpubind(t, bound, HWLOC_CPUBIND_PROCESS) && !hwloc_bitmap_iszero(bound))
-            (void)hwloc_topology_restrict(t, bound, 0);
+        const bool known = bound && !hwloc_get_cpubind(t, bound, HWLOC_CPUBIND_PROCESS) && !hwloc_bitmap_iszero(bound);
+        if (known) add_openmp_places(bound);
+        if (known) (void)hwloc_topology_restrict(t, bound, HWLOC_RESTRICT_FLAG_REMOVE_CPULESS);
         hwloc_bitmap_free(bound);
     }
     topology->hwloc = t;
@@ -63,18 +79,22 @@ int dp_topology_node_of_core(const dp_topology *topology, int core)
     return 0;
 }
 
-int dp_topology_bind(const dp_topology *topology, int core)
+hwloc_bitmap_t dp_topology_bind(const dp_topology *topology, int core)
 {
     const hwloc_obj_t object = core_object(topology, core);
-    if (!object || !hwloc_topology_is_thissystem(topology->hwloc)) return -1;
-    return hwloc_set_cpubind(topology->hwloc, object->cpuset, HWLOC_CPUBIND_THREAD);
+    if (!object || !hwloc_topology_is_thissystem(topology->hwloc)) return NULL;
+    const hwloc_bitmap_t before = hwloc_bitmap_alloc();
+    if (before && !hwloc_get_cpubind(topology->hwloc, before, HWLOC_CPUBIND_THREAD) &&
+        !hwloc_set_cpubind(topology->hwloc, object->cpuset, HWLOC_CPUBIND_THREAD))
+        return before;
+    hwloc_bitmap_free(before);
+    return NULL;
 }
 
-int dp_topology_unbind(const dp_topology *topology)
+void dp_topology_unbind(const dp_topology *topology, hwloc_bitmap_t before)
 {
-    if (!hwloc_topology_is_thissystem(topology->hwloc)) return -1;
-    return hwloc_set_cpubind(topology->hwloc, hwloc_topology_get_topology_cpuset(topology->hwloc),
-                             HWLOC_CPUBIND_THREAD);
+    (void)hwloc_set_cpubind(topology->hwloc, before, HWLOC_CPUBIND_THREAD);
+    hwloc_bitmap_free(before);
 }
 
 int dp_topology_place(const dp_topology *topology, void *address, size_t bytes, int node)

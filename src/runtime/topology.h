@@ -23,9 +23,10 @@ void dp_topology_free(dp_topology *topology);
 int dp_topology_core(const dp_topology *topology, dp_pinning pinning, int thread, int n_threads);
 int dp_topology_node_of_core(const dp_topology *topology, int core);
 
-/* Binds the calling thread to a core; dp_topology_unbind gives it the process's whole cpuset. Returns 0 or -1. */
-int dp_topology_bind(const dp_topology *topology, int core);
-int dp_topology_unbind(const dp_topology *topology);
+/* Binds the calling thread to a core and returns where it was allowed before, or NULL where it could not be bound.
+ * dp_topology_unbind gives that back. */
+hwloc_bitmap_t dp_topology_bind(const dp_topology *topology, int core);
+void dp_topology_unbind(const dp_topology *topology, hwloc_bitmap_t before);
 
 /* Sets the memory policy of an address range: one node, or all (node < 0: interleaved). Returns 0 or -1. */
 int dp_topology_place(const dp_topology *topology, void *address, size_t bytes, int node);

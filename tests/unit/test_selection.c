@@ -77,8 +77,8 @@ START_TEST(budget_trades_bytes_for_error)
     fixture f = open_fixture((uint64_t)_i + 20, 0.125f);
     uint64_t bytes = 0;
     double first = 0, last = 0;
-    static const float epsilons[] = {0.3f, 0.1f, 0.03f, 0.01f, 0.003f, 0};
-    for (int i = 0; i < 6; i++) {
+    static const float epsilons[] = {0.3f, 0.1f, 0.03f, 0.01f, 0.003f, 1e-5f, 1e-30f, 0};
+    for (int i = 0; i < 8; i++) {
         dp_attention_params params;
         dp_attention_params_init(&params);
         params.p1 = 1;
@@ -170,6 +170,9 @@ START_TEST(options_do_what_they_say)
     decode_error(&f, &params, lse, &more);
     ck_assert_uint_ge(more.clusters_refined, 20);
     ck_assert_uint_le(more.clusters_refined, 45); /* two query heads' union, ties included */
+    params.min_clusters = UINT32_MAX;
+    decode_error(&f, &params, lse, &more);
+    ck_assert_uint_eq(more.clusters_refined, more.clusters);
 
     dp_attention_params_init(&params);
     ck_assert_int_eq(dp_sequence_set_dense(f.s, 0, 1), DP_OK);

@@ -113,10 +113,12 @@ void *__real_malloc(size_t n);
 void *__real_calloc(size_t n, size_t m);
 void *__real_realloc(void *p, size_t n);
 void *__real_mmap(void *a, size_t n, int p, int f, int d, off_t o);
+void *__real_mmap64(void *a, size_t n, int p, int f, int d, off_t o);
 void *__wrap_malloc(size_t n);
 void *__wrap_calloc(size_t n, size_t m);
 void *__wrap_realloc(void *p, size_t n);
 void *__wrap_mmap(void *a, size_t n, int p, int f, int d, off_t o);
+void *__wrap_mmap64(void *a, size_t n, int p, int f, int d, off_t o);
 void *__wrap_malloc(size_t n)
 {
     if (counting) allocations++;
@@ -138,6 +140,14 @@ void *__wrap_mmap(void *a, size_t n, int p, int f, int d, off_t o)
     return __real_mmap(a, n, p, f, d, o);
 }
 
+static atomic_int mappings;
+void *__wrap_mmap64(void *a, size_t n, int p, int f, int d, off_t o)
+{
+    if (counting) allocations++;
+    mappings++;
+    return __real_mmap64(a, n, p, f, d, o);
+}
+
 START_TEST(no_allocation_in_a_step)
 {
     rng r = {29};
@@ -151,6 +161,7 @@ START_TEST(no_allocation_in_a_step)
     ck_assert_int_eq(created, DP_OK);
     ck_assert_int_gt(allocations, 0);
     append(s, &c, 0, 2990, 500);
+    ck_assert_int_gt(mappings, 0); /* the library's own memory is seen, too */
     float q[2 * DIM], out[2 * DIM];
     make_queries(&r, &c, 1, 2, q);
     for (size_t t = 2990; t < 3000; t++) {
