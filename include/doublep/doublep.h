@@ -144,7 +144,7 @@ typedef struct dp_sequence_config {
     uint32_t sink;          /* first tokens that are never clustered; default 4, at most 4096 */
     uint32_t window;        /* last tokens that are never clustered; default 64, at most 4096 */
 
-    /* Index. The defaults are the ones we measured; see bench/README.md. */
+    /* Index. The defaults are the ones that measured best. */
     uint32_t tokens_per_cluster;    /* default 16; 4 to 256 */
     uint32_t segment_tokens;        /* a prompt is clustered in segments of so many tokens; default 8192, 64 to 65536 */
     uint32_t pending_tokens;        /* decoded tokens are clustered when so many wait; default 1024, 64 to 65536 */
