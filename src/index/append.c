@@ -4,10 +4,8 @@
 
 #include "index/build.h"
 #include "kv/sequence.h"
+#include "kv/tail.h"
 #include "runtime/team.h"
-
-/* Appends of at least so many tokens are a prompt's: only whole segments are clustered then. */
-enum { PROMPT_CHUNK = 64 };
 
 static size_t min_size(size_t a, size_t b)
 {
@@ -149,7 +147,6 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
     job.scratch = dp_scratch_take(scratch, job.scratch_bytes * (size_t)rt->n_threads);
 
     bool ok = true;
-    for (int i = 0; i < s->n_arenas; i++) dp_arena_mark(&s->arenas[i]);
     for (uint32_t l = first; l < last && ok; l++)
         for (uint32_t h = 0; h < n_heads && ok; h++) {
             dp_head *const head = &s->layers[l].heads[h];
@@ -157,8 +154,9 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
                 plan_head(s, head, s->layers[l].n_tokens - head->tail.n, due_in(s, l, h, due), job.tasks, &job.n_tasks);
         }
     if (ok) dp_team_run(rt, build_worker, &job);
+    for (size_t i = 0; i < job.n_tasks && (!ok || job.failed); i++)
+        dp_segment_free(&job.tasks[i].head->segments[job.tasks[i].segment], &s->arenas[job.tasks[i].head->arena]);
     dp_scratch_release(rt, scratch);
-    for (int i = 0; i < s->n_arenas && (!ok || job.failed); i++) dp_arena_rewind(&s->arenas[i]);
     if (!ok) return dp_fail(rt, DP_ERR_NO_MEMORY, "%s: no memory for the index", caller);
     if (job.failed) return dp_fail(rt, DP_ERR_SYSTEM, "%s: oneDNN could not multiply matrices", caller);
     for (uint32_t l = first; l < last; l++)
@@ -167,31 +165,6 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
 }
 
 /* ---- Appending ---- */
-
-/* Rows that a head's tail holds at most while decoding. */
-static size_t decode_capacity(const dp_sequence *s)
-{
-    return (size_t)s->config.pending_tokens + s->config.window + PROMPT_CHUNK;
-}
-
-/* Makes room for n more rows, doubling up to what is ever needed; gives a prompt's room back once decoding. */
-static bool reserve_tail(dp_sequence *s, const dp_layer *layer, dp_head *head, size_t n)
-{
-    dp_rows *const tail = &head->tail;
-    const size_t needed = tail->n + n;
-    size_t most = n < PROMPT_CHUNK ? decode_capacity(s) : s->config.segment_tokens + s->config.window + n;
-    if (layer->dense) most = needed + needed / 4; /* nothing leaves the tail */
-    size_t capacity = tail->capacity;
-    if (needed > capacity) {
-        capacity = min_size(2 * capacity, most);
-        if (capacity < needed) capacity = needed;
-    } else if (capacity > 2 * most && needed <= most) {
-        capacity = most;
-    } else {
-        return true;
-    }
-    return dp_rows_resize(tail, s->runtime, &s->format, capacity, dp_sequence_node(s, head->arena));
-}
 
 /* How many of n new tokens still belong to the sink. */
 static size_t sink_share(const dp_sequence *s, const dp_head *head, size_t n)
@@ -222,10 +195,10 @@ dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float
         dp_head *const head = &l->heads[h];
         const size_t to_sink = sink_share(s, head, n_tokens);
         if ((to_sink && !dp_rows_resize(&head->sink, rt, &s->format, c->sink, dp_sequence_node(s, head->arena))) ||
-            !reserve_tail(s, l, head, n_tokens - to_sink))
+            !dp_tail_reserve(s, head, n_tokens - to_sink))
             return dp_fail(rt, DP_ERR_NO_MEMORY, "dp_append: no memory for %zu tokens", n_tokens);
     }
-    const bool prompt = n_tokens >= PROMPT_CHUNK;
+    const bool prompt = n_tokens >= DP_PROMPT_CHUNK;
     const dp_status status =
         cluster_due(s, layer, layer + 1, prompt ? due_whole_segments : due_over_limit, "dp_append");
     if (status) return status;
@@ -254,10 +227,7 @@ dp_status dp_build_index(dp_sequence *s, uint32_t layer)
         for (uint32_t h = 0; h < s->config.n_kv_heads; h++) {
             dp_head *const head = &s->layers[l].heads[h];
             head->pending_limit = dp_sequence_first_limit(s, l, h);
-            if (head->tail.n <= decode_capacity(s) &&
-                head->tail.capacity > 2 * decode_capacity(s)) /* a prompt's room is not needed any more */
-                (void)dp_rows_resize(&head->tail, s->runtime, &s->format, decode_capacity(s),
-                                     dp_sequence_node(s, head->arena));
+            (void)dp_tail_reserve(s, head, 0); /* a prompt's room is not needed any more */
         }
     return DP_OK;
 }

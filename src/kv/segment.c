@@ -1,6 +1,8 @@
 /* Layout of a segment in its arena. */
 #include "kv/segment.h"
 
+#include <string.h>
+
 static size_t round64(size_t bytes)
 {
     return (bytes + 63) & ~(size_t)63;
@@ -51,10 +53,35 @@ bool dp_segment_alloc(dp_segment *segment, dp_arena *arena, const dp_row_format 
 {
     dp_segment s = shape(n_tokens, n_clusters);
     s.first_token = first_token;
-    s.rows = dp_arena_alloc(arena, dp_segment_row_bytes(format, n_tokens));
-    char *const index = s.rows ? dp_arena_alloc(arena, lay_out(&s, NULL, format)) : NULL;
-    if (!index) return false;
-    lay_out(&s, index, format);
+    s.row_bytes = dp_segment_row_bytes(format, n_tokens);
+    s.index_bytes = lay_out(&s, NULL, format);
+    s.rows = dp_arena_alloc(arena, s.row_bytes);
+    s.index = s.rows ? dp_arena_alloc(arena, s.index_bytes) : NULL;
+    if (!s.index) {
+        dp_segment_free(&s, arena);
+        return false;
+    }
+    lay_out(&s, s.index, format);
     *segment = s;
     return true;
+}
+
+void dp_segment_free(dp_segment *segment, dp_arena *arena)
+{
+    dp_arena_release(arena, segment->rows, segment->row_bytes);
+    dp_arena_release(arena, segment->index, segment->index_bytes);
+    *segment = (dp_segment){0};
+}
+
+void dp_segment_unpack(const dp_segment *s, const dp_row_format *f, size_t n, char *k, char *v)
+{
+    for (uint32_t c = 0; c < s->n_clusters; c++) {
+        const char *const keys = dp_segment_keys(s, f, c), *const values = dp_segment_values(s, f, c);
+        const uint16_t *const tokens = s->token + s->offset[c];
+        for (uint32_t i = 0; i < dp_segment_size(s, c); i++) {
+            if (tokens[i] >= n) continue;
+            memcpy(k + tokens[i] * f->key_bytes, keys + i * f->key_bytes, f->key_bytes);
+            memcpy(v + tokens[i] * f->value_bytes, values + i * f->value_bytes, f->value_bytes);
+        }
+    }
 }

@@ -24,6 +24,8 @@ typedef struct dp_segment {
     uint32_t *offset;      /* [n_clusters + 1] first row of the cluster, in rows of the segment */
     uint16_t *token;       /* [n_tokens] token number less first_token, in cluster order */
     char *rows;            /* the clusters' runs */
+    char *index;           /* all of the above */
+    size_t row_bytes, index_bytes; /* pieces of the arena */
 } dp_segment;
 
 /* Bytes of the index (all but rows) and of the rows. */
@@ -33,6 +35,10 @@ size_t dp_segment_row_bytes(const dp_row_format *format, size_t n_tokens);
 /* A segment with room for n_tokens in n_clusters, from the arena; false where there is no memory. */
 bool dp_segment_alloc(dp_segment *segment, dp_arena *arena, const dp_row_format *format, uint64_t first_token,
                       size_t n_tokens, size_t n_clusters);
+void dp_segment_free(dp_segment *segment, dp_arena *arena);
+
+/* Copies the rows of the segment's first n tokens in token order: k[n], v[n]. */
+void dp_segment_unpack(const dp_segment *segment, const dp_row_format *format, size_t n, char *k, char *v);
 
 static inline uint32_t dp_segment_size(const dp_segment *s, uint32_t cluster)
 {

@@ -264,7 +264,7 @@ dp_status dp_sequence_memory(const dp_sequence *s, dp_memory *memory)
             }
         }
     }
-    for (int i = 0; i < s->n_arenas; i++) full.reserved_bytes += dp_arena_touched(&s->arenas[i]);
+    for (int i = 0; i < s->n_arenas; i++) full.reserved_bytes += s->arenas[i].pages_bytes;
     if (!DP_STRUCT_OUT(memory, &full))
         return dp_fail(s->runtime, DP_ERR_INVALID,
                        "dp_sequence_memory: memory is NULL or its struct_size is wrong; call dp_memory_init first");

@@ -27,20 +27,20 @@ size_t dp_huge_page_bytes(void)
 }
 
 /* Small requests stay on ordinary pages: rounding them up to a huge page would waste more than it saves. */
-static size_t page_bytes(const dp_runtime *rt, size_t bytes)
+size_t dp_page_bytes(const dp_runtime *rt, size_t bytes)
 {
     return rt->huge_page && bytes >= rt->huge_page / 2 ? rt->huge_page : (size_t)sysconf(_SC_PAGESIZE);
 }
 
 size_t dp_pages_round(const dp_runtime *rt, size_t bytes)
 {
-    const size_t page = page_bytes(rt, bytes);
+    const size_t page = dp_page_bytes(rt, bytes);
     return bytes > SIZE_MAX - page ? 0 : (bytes + page - 1) / page * page;
 }
 
 void *dp_pages_alloc(const dp_runtime *rt, size_t bytes, int node)
 {
-    const size_t page = page_bytes(rt, bytes), ordinary = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t page = dp_page_bytes(rt, bytes), ordinary = (size_t)sysconf(_SC_PAGESIZE);
     if (!bytes || bytes > SIZE_MAX - page) return NULL;
     /* For huge pages over-allocate by one and give the ends back, so that the area starts on their boundary. Ordinary
      * ones are taken as they come: neighbours then merge into one mapping, of which a process has only so many. */
@@ -59,4 +59,9 @@ void *dp_pages_alloc(const dp_runtime *rt, size_t bytes, int node)
 void dp_pages_free(void *pages, size_t bytes)
 {
     if (pages) munmap(pages, bytes);
+}
+
+void dp_pages_discard(void *pages, size_t bytes)
+{
+    (void)madvise(pages, bytes, MADV_DONTNEED);
 }

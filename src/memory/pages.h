@@ -12,11 +12,15 @@ enum { DP_NODE_INTERLEAVED = -1, DP_NODE_ANY = -2 };
 /* Size of a transparent huge page, 0 where the kernel gives none to madvise. */
 size_t dp_huge_page_bytes(void);
 
-/* bytes rounded up to the page size that dp_pages_alloc works in for this runtime and size. */
+/* The page size that dp_pages_alloc works in for this runtime and size; bytes rounded up to it. */
+size_t dp_page_bytes(const dp_runtime *runtime, size_t bytes);
 size_t dp_pages_round(const dp_runtime *runtime, size_t bytes);
 
 /* NULL where there is no memory. bytes must come from dp_pages_round. */
 void *dp_pages_alloc(const dp_runtime *runtime, size_t bytes, int node);
 void dp_pages_free(void *pages, size_t bytes);
+
+/* Gives the memory behind some of the pages back; they stay and are zero when they are touched again. */
+void dp_pages_discard(void *pages, size_t bytes);
 
 #endif
