@@ -176,8 +176,8 @@ DP_API dp_status dp_sequence_set_dense(dp_sequence *sequence, uint32_t layer, in
  * This is also where the index grows: before the new tokens are added, tokens that wait outside the window are
  * clustered, in whole segments of segment_tokens while appends are long (64 tokens or more: a prompt), and once
  * pending_tokens wait when they are short (decoding); KV heads and layers take turns, so that no step bears all of it.
- * An append never clusters its own tokens, nor the last `window` before. Memory for tokens and index is allocated only here
- * and in dp_build_index.
+ * An append never clusters its own tokens, nor the last `window` before. Memory for tokens and index is allocated only
+ * here, in dp_build_index and in dp_sequence_truncate.
  * Errors: DP_ERR_INVALID (n_tokens = 0, layer out of range, more than 2^32 - 1 tokens), DP_ERR_NO_MEMORY. */
 DP_API dp_status dp_append(dp_sequence *sequence, uint32_t layer, size_t n_tokens, const float *k, size_t k_stride,
                            const float *v, size_t v_stride);
@@ -187,6 +187,17 @@ DP_API dp_status dp_append(dp_sequence *sequence, uint32_t layer, size_t n_token
  * queried from then on, and those that are appended later. Errors: as dp_append. */
 #define DP_ALL_LAYERS UINT32_MAX
 DP_API dp_status dp_build_index(dp_sequence *sequence, uint32_t layer);
+
+/* Takes tokens back: leaves the first n_tokens of a layer, or of each layer where layer is DP_ALL_LAYERS; n_tokens is at
+ * most what the layer has. For a draft that was refused, and for a prompt of which a beginning is kept. The sequence can be
+ * used as if the later tokens had never come: it reads back, attends and grows accordingly. Only the clustering may
+ * differ from that of a sequence that was never longer: clusters that reach into what is now the window are undone, at
+ * most down to the beginning of a segment, and their tokens that stay are exact and wait, until they are clustered by
+ * later appends (within the next pending_tokens) or by dp_build_index. Taking back tokens of the latest append undoes
+ * no clusters and costs nothing. Memory of what was undone is used again, or goes back to the system.
+ * Errors: DP_ERR_INVALID (layer out of range, a layer with fewer tokens), DP_ERR_NO_MEMORY (only where clusters are
+ * undone). */
+DP_API dp_status dp_sequence_truncate(dp_sequence *sequence, uint32_t layer, uint64_t n_tokens);
 
 /* Reads back tokens first .. first + n - 1 of one KV head as f32, in token order: k[n][key_dim], v[n][value_dim];
  * either may be NULL. Slow: for tests and tools. Errors: DP_ERR_INVALID. */

@@ -46,6 +46,8 @@ static const struct {
     const char *before, *after; /* settings with the same index */
 } restarts[] = {
     {&method_double_p, "epsilon=0.3:min_context=0:segment_tokens=256", "epsilon=0.05:min_context=0:segment_tokens=256"},
+    {&method_double_p, "epsilon=0.3:min_context=0:pending_tokens=64", /* some of the growth is clustered */
+     "epsilon=0.05:min_context=0:pending_tokens=64"},
     {&method_retroinfer, "exact=0.1:pending_tokens=32", "exact=0.05:estimated=0.3:pending_tokens=32"},
     {&method_quest, "share=0.5", "share=0.1"},
     {&method_quest_twilight, "share=0.5:p=0.5", "share=0.3:p=0.8"},
@@ -82,14 +84,16 @@ START_TEST(restarted_state_is_a_new_one)
 }
 END_TEST
 
-/* Once tokens were clustered since, Double-P's index cannot be taken back, and says so. */
-START_TEST(grown_index_is_not_restarted)
+/* Where the prompt itself was clustered since, in a layer that was dense before, Double-P's index is another one, and it
+ * says so. */
+START_TEST(other_index_is_not_restarted)
 {
-    fixture f = fixture_create(DP_BF16, 2, 500);
+    fixture f = fixture_create(DP_BF16, 2, PROMPT);
     void *const settings = settings_of(&method_double_p, "pending_tokens=64");
-    void *const state = create(&method_double_p, &f, "pending_tokens=64");
-    grow(&method_double_p, state, &f, 500, ALL);
-    method_cache_truncate(f.cache, 500);
+    void *const state = create(&method_double_p, &f, "dense_layers=0:pending_tokens=64");
+    ck_assert(method_double_p.restart(state, settings));
+    grow(&method_double_p, state, &f, PROMPT, ALL);
+    method_cache_truncate(f.cache, PROMPT);
     ck_assert(!method_double_p.restart(state, settings));
     method_double_p.free(state);
     free(settings);
@@ -157,7 +161,7 @@ int main(void)
     tcase_set_timeout(cases, 120);
     tcase_add_loop_test(cases, everything_is_dense_attention, 0, DP_TYPE_COUNT);
     tcase_add_loop_test(cases, restarted_state_is_a_new_one, 0, sizeof(restarts) / sizeof(restarts[0]));
-    tcase_add_test(cases, grown_index_is_not_restarted);
+    tcase_add_test(cases, other_index_is_not_restarted);
     tcase_add_loop_test(cases, largest_of_many, 0, 60);
     tcase_add_test(cases, settings_by_name);
     suite_add_tcase(suite, cases);
