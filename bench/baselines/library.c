@@ -6,7 +6,6 @@
 
 #include "attention/step.h"
 #include "method.h"
-#include "rewind.h"
 
 typedef struct library_settings {
     dp_attention_params params;
@@ -47,7 +46,8 @@ typedef struct library_state {
     method_cache *cache;
     library_settings settings;
     dp_sequence *sequence;
-    sequence_mark *mark;
+    uint64_t *n_tokens; /* [n_layers] with the prompt, */
+    dp_memory memory;   /* and what it takes */
     /* Of the latest attend, for `mark`. */
     bool sparse;
     uint8_t **flags;       /* [n_kv_heads][capacity] */
@@ -106,7 +106,7 @@ static void state_free(void *state)
     if (!s)
         return;
     dp_sequence_free(s->sequence);
-    sequence_mark_free(s->mark);
+    free(s->n_tokens);
     for (uint32_t h = 0; s->flags && h < s->cache->n_kv_heads; h++)
         free(s->flags[h]);
     free(s->flags);
@@ -163,14 +163,18 @@ static void *state_create(method_cache *cache, const void *settings, char *error
         c->scale = cache->scale;
         s->flags = calloc(cache->n_kv_heads, sizeof(*s->flags));
         s->flag_capacity = calloc(cache->n_kv_heads, sizeof(*s->flag_capacity));
-        if (s->flags && s->flag_capacity)
+        s->n_tokens = calloc(cache->n_layers, sizeof(*s->n_tokens));
+        if (s->flags && s->flag_capacity && s->n_tokens)
             status = dp_sequence_create(cache->runtime, c, &s->sequence);
         if (status == DP_OK)
             status = set_dense_layers(s);
         if (status == DP_OK)
             status = fill(s);
-        if (status == DP_OK && !(s->mark = sequence_mark_create(s->sequence)))
-            status = DP_ERR_NO_MEMORY;
+        for (uint32_t l = 0; l < cache->n_layers && status == DP_OK; l++)
+            s->n_tokens[l] = dp_sequence_tokens(s->sequence, l);
+        dp_memory_init(&s->memory);
+        if (status == DP_OK)
+            status = dp_sequence_memory(s->sequence, &s->memory);
     }
     if (status == DP_OK)
         return s;
@@ -182,11 +186,18 @@ static void *state_create(method_cache *cache, const void *settings, char *error
     return NULL;
 }
 
+/* Where tokens of the prompt were clustered meanwhile (of a layer that was dense), the index is another one. */
 static bool restart(void *state, const void *settings)
 {
     library_state *const s = state;
     const library_settings *const wanted = settings;
-    if (!sequence_rewind(s->sequence, s->mark))
+    for (uint32_t l = 0; l < s->cache->n_layers; l++)
+        if (dp_sequence_truncate(s->sequence, l, s->n_tokens[l]) != DP_OK)
+            return false;
+    dp_memory now;
+    dp_memory_init(&now);
+    if (dp_sequence_memory(s->sequence, &now) != DP_OK || now.clustered_tokens != s->memory.clustered_tokens ||
+        now.clusters != s->memory.clusters)
         return false;
     s->settings.params = wanted->params;
     s->settings.dense_layers = wanted->dense_layers;

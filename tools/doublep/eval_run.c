@@ -8,7 +8,6 @@
 
 #include "clock.h"
 #include "eval_logits.h"
-#include "rewind.h"
 #include "truth.h"
 
 struct eval_runner {
@@ -19,7 +18,6 @@ struct eval_runner {
     /* Of the present prompt. */
     const eval_case *prompt;
     method_cache *cache; /* the prompt's rows, then those of the method's tokens */
-    sequence_mark *mark; /* of the context's sequence after the prompt */
     truth *truth;
     uint8_t *kept;
     size_t stride;
@@ -133,10 +131,8 @@ static void drop_state(eval_runner *r)
 static bool make_state(eval_runner *r, const eval_method *method, eval_result *result, char *error, size_t error_size)
 {
     method_cache_truncate(r->cache, r->prompt->prefill.count);
-    if (!sequence_rewind(model_context_sequence(r->context, 0), r->mark)) {
-        snprintf(error, error_size, "the answer is too long to be taken back");
-        return false;
-    }
+    if (dp_sequence_truncate(model_context_sequence(r->context, 0), DP_ALL_LAYERS, r->prompt->prefill.count) != DP_OK)
+        return no_memory(error, error_size);
     const char *const wrong = method->type->check(method->settings, r->cache);
     if (wrong) {
         snprintf(error, error_size, "%s: %s", method->label, wrong);
@@ -312,12 +308,10 @@ static void drop_prompt(eval_runner *r)
     drop_state(r);
     eval_reference_free(&r->reference);
     truth_free(r->truth);
-    sequence_mark_free(r->mark);
     method_cache_free(r->cache);
     free(r->kept);
     free(r->step_ns);
     r->truth = NULL;
-    r->mark = NULL;
     r->cache = NULL;
     r->kept = NULL;
     r->step_ns = NULL;
@@ -397,9 +391,6 @@ bool eval_runner_start(eval_runner *r, const eval_case *c, progress *bar, eval_r
         return no_memory(error, error_size);
     if (!make_rows(r, bar, error, error_size) || !model_build_index(r->context, 0, error, error_size))
         return false;
-    r->mark = sequence_mark_create(model_context_sequence(r->context, 0));
-    if (!r->mark)
-        return no_memory(error, error_size);
     r->reference = (eval_reference){.n_vocab = r->m->shape.n_vocab};
     answer_notes notes = {.reference = true};
     return run_tokens(r, &r->dense.list[0], &notes, dense, error, error_size);
