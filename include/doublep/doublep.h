@@ -161,6 +161,14 @@ DP_API void dp_sequence_config_init(dp_sequence_config *config);
 DP_API dp_status dp_sequence_create(dp_runtime *runtime, const dp_sequence_config *config, dp_sequence **sequence);
 DP_API void dp_sequence_free(dp_sequence *sequence); /* NULL is allowed */
 
+/* Makes another sequence with the same tokens, index and settings: a prompt that several answers share, the branches of a
+ * search. Clustered tokens and their index are shared, whoever clustered them, for as long as one of the sequences has
+ * them; the sink and the tokens that wait (at most segment_tokens, once an index was built pending_tokens, and the
+ * window) are copied. From then on the two grow and are truncated each for itself, may be used by different threads at
+ * the same time, and are freed in any order by any thread. Both give the same bits for the same calls.
+ * *copy is NULL after an error. Errors: DP_ERR_INVALID (a NULL), DP_ERR_NO_MEMORY. */
+DP_API dp_status dp_sequence_fork(const dp_sequence *sequence, dp_sequence **copy);
+
 /* Tokens in a layer (0 for a layer out of range). Layers are independent: each has the tokens that were appended to it. */
 DP_API uint64_t dp_sequence_tokens(const dp_sequence *sequence, uint32_t layer);
 
@@ -214,6 +222,7 @@ typedef struct dp_memory {
                                 value_dim of 64 or more */
     uint64_t clustered_tokens; /* per layer and KV head, summed */
     uint64_t clusters;         /* likewise */
+    uint64_t shared_bytes;     /* of reserved_bytes: what forks of the sequence hold, too */
 } dp_memory;
 
 DP_API void dp_memory_init(dp_memory *memory);

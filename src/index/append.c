@@ -101,7 +101,7 @@ static bool plan_head(dp_sequence *s, dp_head *head, uint64_t tail_first, size_t
     uint32_t segment = head->n_segments;
     for (size_t first = 0; first < tokens; first += s->config.segment_tokens) {
         const size_t n = min_size(tokens - first, s->config.segment_tokens);
-        if (!dp_segment_alloc(&head->segments[segment], &s->arenas[head->arena], &s->format, tail_first + first, n,
+        if (!dp_segment_alloc(&head->segments[segment], s->arenas[head->arena], &s->format, tail_first + first, n,
                               dp_build_clusters(&s->config, n)))
             return false;
         tasks[(*n_tasks)++] = (build_task){.head = head, .segment = segment++, .first_row = first};
@@ -155,7 +155,7 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
         }
     if (ok) dp_team_run(rt, build_worker, &job);
     for (size_t i = 0; i < job.n_tasks && (!ok || job.failed); i++)
-        dp_segment_free(&job.tasks[i].head->segments[job.tasks[i].segment], &s->arenas[job.tasks[i].head->arena]);
+        dp_segment_free(&job.tasks[i].head->segments[job.tasks[i].segment], s->arenas[job.tasks[i].head->arena]);
     dp_scratch_release(rt, scratch);
     if (!ok) return dp_fail(rt, DP_ERR_NO_MEMORY, "%s: no memory for the index", caller);
     if (job.failed) return dp_fail(rt, DP_ERR_SYSTEM, "%s: oneDNN could not multiply matrices", caller);

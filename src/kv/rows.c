@@ -19,13 +19,10 @@ bool dp_rows_resize(dp_rows *rows, const dp_runtime *runtime, const dp_row_forma
     char *const base = dp_pages_alloc(runtime, bytes, node);
     if (!base) return false;
     capacity = bytes / row;
-    char *const v = base + capacity * format->key_bytes;
-    if (rows->n) {
-        memcpy(base, rows->k, rows->n * format->key_bytes);
-        memcpy(v, rows->v, rows->n * format->value_bytes);
-    }
+    dp_rows moved = {.k = base, .v = base + capacity * format->key_bytes, .capacity = capacity, .bytes = bytes};
+    dp_rows_copy(&moved, format, rows);
     dp_pages_free(rows->k, rows->bytes);
-    *rows = (dp_rows){.k = base, .v = v, .n = rows->n, .capacity = capacity, .bytes = bytes};
+    *rows = moved;
     return true;
 }
 
@@ -33,6 +30,14 @@ void dp_rows_free(dp_rows *rows)
 {
     dp_pages_free(rows->k, rows->bytes);
     *rows = (dp_rows){0};
+}
+
+void dp_rows_copy(dp_rows *rows, const dp_row_format *format, const dp_rows *from)
+{
+    if (!from->n) return;
+    memcpy(rows->k + rows->n * format->key_bytes, from->k, from->n * format->key_bytes);
+    memcpy(rows->v + rows->n * format->value_bytes, from->v, from->n * format->value_bytes);
+    rows->n += from->n;
 }
 
 void dp_rows_append(dp_rows *rows, const dp_kernels *kernels, const dp_row_format *format, const float *k,

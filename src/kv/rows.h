@@ -28,6 +28,9 @@ typedef struct dp_rows {
 bool dp_rows_resize(dp_rows *rows, const dp_runtime *runtime, const dp_row_format *format, size_t capacity, int node);
 void dp_rows_free(dp_rows *rows);
 
+/* Appends rows that are like these already; there must be room. */
+void dp_rows_copy(dp_rows *rows, const dp_row_format *format, const dp_rows *from);
+
 /* Appends n rows; there must be room. Strides in floats. */
 void dp_rows_append(dp_rows *rows, const dp_kernels *kernels, const dp_row_format *format, const float *k,
                     size_t k_stride, const float *v, size_t v_stride, size_t n);

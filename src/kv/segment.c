@@ -26,6 +26,7 @@ static size_t lay_out(dp_segment *s, char *base, const dp_row_format *f)
     PART(mean_values, s->n_clusters * f->value_dim);
     PART(offset, s->n_clusters + 1);
     PART(token, s->n_tokens);
+    PART(holders, 1);
 #undef PART
     return at;
 }
@@ -58,18 +59,27 @@ bool dp_segment_alloc(dp_segment *segment, dp_arena *arena, const dp_row_format 
     s.rows = dp_arena_alloc(arena, s.row_bytes);
     s.index = s.rows ? dp_arena_alloc(arena, s.index_bytes) : NULL;
     if (!s.index) {
-        dp_segment_free(&s, arena);
+        dp_arena_release(arena, s.rows, s.row_bytes);
         return false;
     }
     lay_out(&s, s.index, format);
+    atomic_init(s.holders, 1);
     *segment = s;
     return true;
 }
 
+dp_segment dp_segment_share(const dp_segment *segment)
+{
+    atomic_fetch_add(segment->holders, 1);
+    return *segment;
+}
+
 void dp_segment_free(dp_segment *segment, dp_arena *arena)
 {
-    dp_arena_release(arena, segment->rows, segment->row_bytes);
-    dp_arena_release(arena, segment->index, segment->index_bytes);
+    if (atomic_fetch_sub(segment->holders, 1) == 1) {
+        dp_arena_release(arena, segment->rows, segment->row_bytes);
+        dp_arena_release(arena, segment->index, segment->index_bytes);
+    }
     *segment = (dp_segment){0};
 }
 

@@ -1,9 +1,10 @@
 /* A segment: a run of consecutive tokens of one KV head in cluster order, with its part of the index. Immutable once
- * built. A cluster's keys and values are one contiguous run: [size] keys, then [size] values, clusters one after the
+ * built, so that sequences share it: each has this struct, all the same memory. A cluster's keys and values are one contiguous run: [size] keys, then [size] values, clusters one after the
  * other, so that reading a cluster is a sequential read. */
 #ifndef DP_KV_SEGMENT_H
 #define DP_KV_SEGMENT_H
 
+#include <stdatomic.h>
 #include <stdint.h>
 
 #include "kv/rows.h"
@@ -23,6 +24,7 @@ typedef struct dp_segment {
     uint16_t *mean_values; /* bf16 [n_clusters][value_dim] */
     uint32_t *offset;      /* [n_clusters + 1] first row of the cluster, in rows of the segment */
     uint16_t *token;       /* [n_tokens] token number less first_token, in cluster order */
+    atomic_size_t *holders; /* sequences that have the segment */
     char *rows;            /* the clusters' runs */
     char *index;           /* all of the above */
     size_t row_bytes, index_bytes; /* pieces of the arena */
@@ -35,10 +37,19 @@ size_t dp_segment_row_bytes(const dp_row_format *format, size_t n_tokens);
 /* A segment with room for n_tokens in n_clusters, from the arena; false where there is no memory. */
 bool dp_segment_alloc(dp_segment *segment, dp_arena *arena, const dp_row_format *format, uint64_t first_token,
                       size_t n_tokens, size_t n_clusters);
+
+/* The same segment for another sequence; one holder less, the last one's leaving gives the memory back. */
+dp_segment dp_segment_share(const dp_segment *segment);
 void dp_segment_free(dp_segment *segment, dp_arena *arena);
 
 /* Copies the rows of the segment's first n tokens in token order: k[n], v[n]. */
 void dp_segment_unpack(const dp_segment *segment, const dp_row_format *format, size_t n, char *k, char *v);
+
+/* Bytes of the arena that the segment takes. */
+static inline size_t dp_segment_bytes(const dp_segment *s)
+{
+    return dp_arena_piece_bytes(s->row_bytes) + dp_arena_piece_bytes(s->index_bytes);
+}
 
 static inline uint32_t dp_segment_size(const dp_segment *s, uint32_t cluster)
 {

@@ -1,10 +1,11 @@
-/* Creating and freeing sequences, reading rows back, memory figures. */
+/* Creating, forking and freeing sequences, reading rows back, memory figures. */
 #include "kv/sequence.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "kv/tail.h"
 #include "memory/pages.h"
 #include "runtime/structs.h"
 
@@ -104,8 +105,11 @@ bool dp_has_clusters(const dp_sequence *sequence, const dp_layer *layer)
     return false;
 }
 
-static void sequence_init(dp_sequence *s, dp_runtime *rt, const dp_sequence_config *c)
+/* An empty sequence, with the arenas of another one or its own; NULL where there is no memory. */
+static dp_sequence *sequence_new(dp_runtime *rt, const dp_sequence_config *c, const dp_sequence *family)
 {
+    dp_sequence *const s = calloc(1, sizeof *s);
+    if (!s) return NULL;
     s->runtime = rt;
     s->config = *c;
     s->group = c->n_query_heads / c->n_kv_heads;
@@ -115,7 +119,19 @@ static void sequence_init(dp_sequence *s, dp_runtime *rt, const dp_sequence_conf
                                 .value_dim = c->value_dim,
                                 .key_bytes = c->key_dim * dp_type_bytes(c->type),
                                 .value_bytes = c->value_dim * dp_type_bytes(c->type)};
-    for (int i = 0; i < s->n_arenas; i++) dp_arena_init(&s->arenas[i], rt, dp_sequence_node(s, i));
+    s->n_arenas = rt->config.numa == DP_NUMA_LOCAL ? rt->topology.n_nodes : 1;
+    s->layers = calloc(c->n_layers, sizeof *s->layers);
+    s->heads = calloc((size_t)c->n_layers * c->n_kv_heads, sizeof *s->heads);
+    s->arenas = calloc((size_t)s->n_arenas, sizeof *s->arenas);
+    bool ok = s->layers && s->heads && s->arenas;
+    for (int i = 0; ok && i < s->n_arenas; i++) {
+        s->arenas[i] = family ? dp_arena_join(family->arenas[i]) : dp_arena_create(rt, dp_sequence_node(s, i));
+        ok = s->arenas[i] != NULL;
+    }
+    if (!ok) {
+        dp_sequence_free(s);
+        return NULL;
+    }
     for (uint32_t l = 0; l < c->n_layers; l++) {
         s->layers[l].heads = s->heads + (size_t)l * c->n_kv_heads;
         for (uint32_t h = 0; h < c->n_kv_heads; h++) {
@@ -123,6 +139,7 @@ static void sequence_init(dp_sequence *s, dp_runtime *rt, const dp_sequence_conf
             s->layers[l].heads[h].pending_limit = dp_sequence_first_limit(s, l, h);
         }
     }
+    return s;
 }
 
 dp_status dp_sequence_create(dp_runtime *rt, const dp_sequence_config *config, dp_sequence **sequence)
@@ -139,40 +156,69 @@ dp_status dp_sequence_create(dp_runtime *rt, const dp_sequence_config *config, d
     const dp_status status = check_config(rt, &c);
     if (status) return status;
 
-    dp_sequence *const s = calloc(1, sizeof *s);
-    if (s) {
-        s->n_arenas = rt->config.numa == DP_NUMA_LOCAL ? rt->topology.n_nodes : 1;
-        s->layers = calloc(c.n_layers, sizeof *s->layers);
-        s->heads = calloc((size_t)c.n_layers * c.n_kv_heads, sizeof *s->heads);
-        s->arenas = calloc((size_t)s->n_arenas, sizeof *s->arenas);
-    }
-    if (!s || !s->layers || !s->heads || !s->arenas) {
-        if (s) {
-            free(s->layers);
-            free(s->heads);
-            free(s->arenas);
-        }
-        free(s);
-        return dp_fail(rt, DP_ERR_NO_MEMORY, "dp_sequence_create: out of memory");
-    }
-    sequence_init(s, rt, &c);
-    *sequence = s;
-    return DP_OK;
+    *sequence = sequence_new(rt, &c, NULL);
+    return *sequence ? DP_OK : dp_fail(rt, DP_ERR_NO_MEMORY, "dp_sequence_create: out of memory");
 }
 
 void dp_sequence_free(dp_sequence *s)
 {
     if (!s) return;
-    for (size_t i = 0; i < (size_t)s->config.n_layers * s->config.n_kv_heads; i++) {
-        dp_rows_free(&s->heads[i].sink);
-        dp_rows_free(&s->heads[i].tail);
-        free(s->heads[i].segments);
+    for (size_t i = 0; s->heads && i < (size_t)s->config.n_layers * s->config.n_kv_heads; i++) {
+        dp_head *const head = &s->heads[i];
+        dp_rows_free(&head->sink);
+        dp_rows_free(&head->tail);
+        if (head->n_segments && dp_arena_has_others(s->arenas[head->arena])) /* otherwise all goes with the arena */
+            while (head->n_segments) dp_segment_free(&head->segments[--head->n_segments], s->arenas[head->arena]);
+        free(head->segments);
     }
-    for (int i = 0; i < s->n_arenas; i++) dp_arena_free(&s->arenas[i]);
+    for (int i = 0; s->arenas && i < s->n_arenas; i++) dp_arena_leave(s->arenas[i]);
     free(s->arenas);
     free(s->heads);
     free(s->layers);
     free(s);
+}
+
+/* Gives an empty head what another one has: the same segments, copies of the rest. */
+static bool fork_head(dp_sequence *s, dp_head *head, const dp_head *from)
+{
+    const dp_row_format *const f = &s->format;
+    if (from->sink.n && !dp_rows_resize(&head->sink, s->runtime, f, s->config.sink, dp_sequence_node(s, head->arena)))
+        return false;
+    if (from->tail.n && !dp_tail_reserve(s, head, from->tail.n)) return false;
+    if (from->n_segments) {
+        head->segments = calloc(from->n_segments, sizeof *head->segments);
+        if (!head->segments) return false;
+        head->segments_capacity = from->n_segments;
+    }
+    dp_rows_copy(&head->sink, f, &from->sink);
+    dp_rows_copy(&head->tail, f, &from->tail);
+    for (; head->n_segments < from->n_segments; head->n_segments++)
+        head->segments[head->n_segments] = dp_segment_share(&from->segments[head->n_segments]);
+    head->n_panels = from->n_panels;
+    head->clustered = from->clustered;
+    head->pending_limit = from->pending_limit;
+    return true;
+}
+
+dp_status dp_sequence_fork(const dp_sequence *s, dp_sequence **copy)
+{
+    if (copy) *copy = NULL;
+    if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_sequence_fork: sequence is NULL");
+    if (!copy) return dp_fail(s->runtime, DP_ERR_INVALID, "dp_sequence_fork: copy is NULL");
+    dp_sequence *const fork = sequence_new(s->runtime, &s->config, s);
+    bool ok = fork != NULL;
+    for (uint32_t l = 0; ok && l < s->config.n_layers; l++) {
+        fork->layers[l].n_tokens = s->layers[l].n_tokens;
+        fork->layers[l].dense = s->layers[l].dense;
+        for (uint32_t h = 0; ok && h < s->config.n_kv_heads; h++)
+            ok = fork_head(fork, &fork->layers[l].heads[h], &s->layers[l].heads[h]);
+    }
+    if (!ok) {
+        dp_sequence_free(fork);
+        return dp_fail(s->runtime, DP_ERR_NO_MEMORY, "dp_sequence_fork: no memory for the copy");
+    }
+    *copy = fork;
+    return DP_OK;
 }
 
 uint64_t dp_sequence_tokens(const dp_sequence *sequence, uint32_t layer)
@@ -261,10 +307,16 @@ dp_status dp_sequence_memory(const dp_sequence *s, dp_memory *memory)
                 const dp_segment *const seg = &head->segments[i];
                 full.clusters += seg->n_clusters;
                 full.index_bytes += dp_segment_index_bytes(f, seg->n_tokens, seg->n_clusters);
+                full.reserved_bytes += dp_segment_bytes(seg);
+                if (atomic_load(seg->holders) > 1) full.shared_bytes += dp_segment_bytes(seg);
             }
         }
     }
-    for (int i = 0; i < s->n_arenas; i++) full.reserved_bytes += s->arenas[i].pages_bytes;
+    for (int i = 0; i < s->n_arenas; i++) {
+        const size_t slack = dp_arena_slack(s->arenas[i]);
+        full.reserved_bytes += slack;
+        if (dp_arena_has_others(s->arenas[i])) full.shared_bytes += slack;
+    }
     if (!DP_STRUCT_OUT(memory, &full))
         return dp_fail(s->runtime, DP_ERR_INVALID,
                        "dp_sequence_memory: memory is NULL or its struct_size is wrong; call dp_memory_init first");

@@ -33,7 +33,7 @@ struct dp_sequence {
     uint32_t group; /* query heads per KV head */
     dp_layer *layers;
     dp_head *heads; /* [n_layers * n_kv_heads], layers point into it */
-    dp_arena *arenas;
+    dp_arena **arenas; /* [n_arenas], shared with forks */
     int n_arenas;
 };
 

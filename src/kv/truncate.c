@@ -53,7 +53,7 @@ static void apply(dp_sequence *s, uint32_t layer, uint32_t kv_head, uint64_t n_t
                                   head->tail.v + before * f->value_bytes);
             head->clustered -= last->n_tokens;
             head->n_panels -= last->n_panels;
-            dp_segment_free(last, &s->arenas[head->arena]);
+            dp_segment_free(last, s->arenas[head->arena]);
         }
         /* As at the end of a prompt, the heads take turns. */
         const size_t waiting = c.tail > s->config.window ? c.tail - s->config.window : 0;

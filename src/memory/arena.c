@@ -1,7 +1,6 @@
 /* Pieces go into the smallest gap that holds them, so that small ones do not break up the large gaps. */
 #include "memory/arena.h"
 
-#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,22 +10,44 @@
 /* Large, so that odd sizes leave few gaps; pages that were not handed out yet are address space only. */
 static const size_t area_bytes = (size_t)64 << 20;
 
-void dp_arena_init(dp_arena *arena, const dp_runtime *runtime, int node)
+dp_arena *dp_arena_create(const dp_runtime *runtime, int node)
 {
-    *arena = (dp_arena){.runtime = runtime, .node = node};
+    dp_arena *const arena = calloc(1, sizeof *arena);
+    if (!arena) return NULL;
+    arena->runtime = runtime;
+    arena->node = node;
+    atomic_init(&arena->n_users, 1);
+    pthread_mutex_init(&arena->lock, NULL);
+    return arena;
 }
 
-void dp_arena_free(dp_arena *arena)
+dp_arena *dp_arena_join(dp_arena *arena)
 {
+    atomic_fetch_add(&arena->n_users, 1);
+    return arena;
+}
+
+void dp_arena_leave(dp_arena *arena)
+{
+    if (!arena || atomic_fetch_sub(&arena->n_users, 1) > 1) return;
     for (size_t i = 0; i < arena->n_areas; i++) dp_pages_free(arena->areas[i].base, arena->areas[i].bytes);
     free(arena->areas);
     free(arena->gaps);
-    *arena = (dp_arena){.runtime = arena->runtime, .node = arena->node};
+    pthread_mutex_destroy(&arena->lock);
+    free(arena);
 }
 
-static size_t round64(size_t bytes)
+bool dp_arena_has_others(const dp_arena *arena)
 {
-    return (bytes + 63) & ~(size_t)63;
+    return atomic_load(&arena->n_users) > 1;
+}
+
+size_t dp_arena_slack(dp_arena *arena)
+{
+    pthread_mutex_lock(&arena->lock);
+    const size_t slack = arena->pages_bytes - arena->piece_bytes;
+    pthread_mutex_unlock(&arena->lock);
+    return slack;
 }
 
 /* The whole pages inside a range. */
@@ -94,10 +115,8 @@ static size_t add_area(dp_arena *arena, size_t bytes)
     return gap;
 }
 
-void *dp_arena_alloc(dp_arena *arena, size_t bytes)
+static void *alloc_locked(dp_arena *arena, size_t bytes)
 {
-    if (!bytes || bytes > SIZE_MAX / 2) return NULL;
-    bytes = round64(bytes);
     /* Before each piece there is at most one gap, and one at the end of each area: with room for so many (a new area and
      * a piece on its way back included), taking a piece back cannot fail. */
     if (!reserve(&arena->gaps, &arena->gaps_capacity, arena->n_pieces + arena->n_areas + 3)) return NULL;
@@ -113,45 +132,70 @@ void *dp_arena_alloc(dp_arena *arena, size_t bytes)
     arena->pages_bytes -= whole_pages(arena, *gap).bytes;
     if (!gap->bytes) erase(arena->gaps, &arena->n_gaps, i);
     arena->n_pieces++;
+    arena->piece_bytes += bytes;
     return piece;
+}
+
+void *dp_arena_alloc(dp_arena *arena, size_t bytes)
+{
+    if (!bytes || bytes > SIZE_MAX / 2) return NULL;
+    pthread_mutex_lock(&arena->lock);
+    void *const piece = alloc_locked(arena, dp_arena_piece_bytes(bytes));
+    pthread_mutex_unlock(&arena->lock);
+    return piece;
+}
+
+/* Makes a range a gap, one with its neighbours in the area; returns its index. */
+static size_t add_gap(dp_arena *arena, dp_range area, dp_range freed)
+{
+    size_t i = count_before(arena->gaps, arena->n_gaps, freed.base);
+    insert(arena->gaps, &arena->n_gaps, i, freed);
+    dp_range *const gaps = arena->gaps;
+    size_t were_free = 0; /* bytes of whole pages */
+    if (i + 1 < arena->n_gaps && gaps[i].base + gaps[i].bytes == gaps[i + 1].base &&
+        gaps[i + 1].base < area.base + area.bytes) {
+        were_free += whole_pages(arena, gaps[i + 1]).bytes;
+        gaps[i].bytes += gaps[i + 1].bytes;
+        erase(gaps, &arena->n_gaps, i + 1);
+    }
+    if (i > 0 && gaps[i - 1].base + gaps[i - 1].bytes == gaps[i].base && gaps[i].base > area.base) {
+        were_free += whole_pages(arena, gaps[i - 1]).bytes;
+        gaps[i - 1].bytes += gaps[i].bytes;
+        erase(gaps, &arena->n_gaps, i--);
+    }
+    arena->pages_bytes -= whole_pages(arena, gaps[i]).bytes - were_free;
+    return i;
+}
+
+/* Of a gap's pages those were in use until now that the freed range lay in. */
+static void discard(const dp_arena *arena, dp_range gap, dp_range freed)
+{
+    const size_t page = dp_page_bytes(arena->runtime, area_bytes);
+    const dp_range whole = whole_pages(arena, gap);
+    const uintptr_t base = (uintptr_t)whole.base, from = (uintptr_t)freed.base, to = from + freed.bytes;
+    const size_t first = from > base ? (from - base) / page * page : 0;
+    size_t last = to > base ? (to - base + page - 1) / page * page : 0;
+    if (last > whole.bytes) last = whole.bytes;
+    if (first < last) dp_pages_discard(whole.base + first, last - first);
 }
 
 void dp_arena_release(dp_arena *arena, void *piece, size_t bytes)
 {
     if (!piece) return;
-    const dp_range freed = {.base = piece, .bytes = round64(bytes)};
+    const dp_range freed = {.base = piece, .bytes = dp_arena_piece_bytes(bytes)};
+    pthread_mutex_lock(&arena->lock);
     const size_t area_index = count_before(arena->areas, arena->n_areas, freed.base + 1) - 1;
     const dp_range area = arena->areas[area_index];
-    const size_t i = count_before(arena->gaps, arena->n_gaps, freed.base);
-    insert(arena->gaps, &arena->n_gaps, i, freed);
+    const size_t i = add_gap(arena, area, freed);
+    const dp_range gap = arena->gaps[i];
     arena->n_pieces--;
-    dp_range *gap = &arena->gaps[i];
-    size_t whole_before = 0;
-    if (i + 1 < arena->n_gaps && gap->base + gap->bytes == gap[1].base && gap[1].base < area.base + area.bytes) {
-        whole_before += whole_pages(arena, gap[1]).bytes;
-        gap->bytes += gap[1].bytes;
-        erase(arena->gaps, &arena->n_gaps, i + 1);
-    }
-    if (i > 0 && gap[-1].base + gap[-1].bytes == gap->base && gap->base > area.base) {
-        whole_before += whole_pages(arena, gap[-1]).bytes;
-        gap[-1].bytes += gap->bytes;
-        erase(arena->gaps, &arena->n_gaps, i);
-        gap--;
-    }
-    arena->pages_bytes -= whole_pages(arena, *gap).bytes - whole_before;
-    if (gap->bytes == area.bytes) {
+    arena->piece_bytes -= freed.bytes;
+    if (gap.bytes == area.bytes) {
         dp_pages_free(area.base, area.bytes);
-        erase(arena->gaps, &arena->n_gaps, (size_t)(gap - arena->gaps));
+        erase(arena->gaps, &arena->n_gaps, i);
         erase(arena->areas, &arena->n_areas, area_index);
-        return;
+    } else {
+        discard(arena, gap, freed);
     }
-    /* Of the gap's pages those were in use until now that the piece lay in. */
-    const uintptr_t page = dp_page_bytes(arena->runtime, area_bytes);
-    const dp_range whole = whole_pages(arena, *gap);
-    const size_t lead = (uintptr_t)freed.base % page;
-    char *first = freed.base - lead, *last = freed.base + freed.bytes;
-    last += (page - (uintptr_t)last % page) % page;
-    if ((uintptr_t)first < (uintptr_t)whole.base) first = whole.base;
-    if ((uintptr_t)last > (uintptr_t)(whole.base + whole.bytes)) last = whole.base + whole.bytes;
-    if ((uintptr_t)first < (uintptr_t)last) dp_pages_discard(first, (size_t)(last - first));
+    pthread_mutex_unlock(&arena->lock);
 }

@@ -1,8 +1,12 @@
 /* An arena: memory of one NUMA node, taken from the system in large areas and handed out in pieces. Pieces come back one
- * by one; whole pages that no piece uses any more go back to the system at once, empty areas as a whole. */
+ * by one; whole pages that no piece uses any more go back to the system at once, empty areas as a whole. A sequence and
+ * its forks share their arenas: all functions may be called from several threads at once. */
 #ifndef DP_MEMORY_ARENA_H
 #define DP_MEMORY_ARENA_H
 
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "doublep/doublep.h"
@@ -15,21 +19,36 @@ typedef struct dp_range {
 typedef struct dp_arena {
     const dp_runtime *runtime;
     int node;
+    atomic_size_t n_users;
+    pthread_mutex_t lock; /* of all below */
     dp_range *areas;
     size_t n_areas, areas_capacity;
     dp_range *gaps; /* what is not handed out, by address; neighbours within an area are one gap */
     size_t n_gaps, gaps_capacity;
-    size_t n_pieces;
+    size_t n_pieces, piece_bytes;
     size_t pages_bytes; /* in pages that pieces lie in: what the arena occupies */
 } dp_arena;
 
-void dp_arena_init(dp_arena *arena, const dp_runtime *runtime, int node);
-void dp_arena_free(dp_arena *arena);
+/* An arena with one user, NULL where there is no memory; another user; one less. The last one's leaving frees what is
+ * in it. */
+dp_arena *dp_arena_create(const dp_runtime *runtime, int node);
+dp_arena *dp_arena_join(dp_arena *arena);
+void dp_arena_leave(dp_arena *arena); /* NULL is allowed */
+bool dp_arena_has_others(const dp_arena *arena); /* users beside the caller */
 
-/* 64-byte aligned, contents indeterminate; NULL where there is no memory. Not thread-safe. */
+/* What a piece of so many bytes takes. */
+static inline size_t dp_arena_piece_bytes(size_t bytes)
+{
+    return (bytes + 63) & ~(size_t)63;
+}
+
+/* 64-byte aligned, contents indeterminate; NULL where there is no memory. */
 void *dp_arena_alloc(dp_arena *arena, size_t bytes);
 
 /* Takes a piece back, with the size that it was asked for in. */
 void dp_arena_release(dp_arena *arena, void *piece, size_t bytes);
+
+/* Bytes that the arena takes beyond its pieces. */
+size_t dp_arena_slack(dp_arena *arena);
 
 #endif
