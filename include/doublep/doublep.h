@@ -92,6 +92,11 @@ typedef struct dp_runtime_config {
     dp_isa isa;               /* default DP_ISA_AUTO */
     dp_huge_pages huge_pages; /* default DP_HUGE_PAGES_TRANSPARENT */
     dp_numa numa;             /* default DP_NUMA_LOCAL */
+    uint64_t memory_limit;    /* bytes that the runtime's sequences and work buffers may take together; a call that would
+                                 exceed it fails with DP_ERR_NO_MEMORY and leaves its object usable as it was. 0
+                                 (default): what the system gives. A buffer that grows counts twice while it is moved.
+                                 Small things are outside: the runtime itself (some 10 KiB), and what OpenMP, oneDNN and
+                                 hwloc take (threads' stacks, generated code). */
 } dp_runtime_config;
 
 DP_API void dp_runtime_config_init(dp_runtime_config *config);
@@ -116,6 +121,11 @@ typedef struct dp_runtime_info {
     int32_t n_numa_nodes;
     uint64_t l1d_bytes, l2_bytes, l3_bytes; /* of one cache each; 0 where there is none or it is unknown */
     uint64_t huge_page_bytes; /* 0 where transparent huge pages are off in the kernel or the config */
+    uint64_t memory_limit;    /* as configured */
+    uint64_t memory_bytes;    /* that count towards it at present: reserved_bytes (see dp_memory) of all sequences, what
+                                 forks share once, and scratch_bytes */
+    uint64_t memory_peak_bytes; /* most that it ever was */
+    uint64_t scratch_bytes;   /* work buffers, kept for the next calls; idle ones are given up rather than fail a call */
 } dp_runtime_info;
 
 /* Fills info (call dp_runtime_info_init first). Errors: DP_ERR_INVALID. */

@@ -271,7 +271,7 @@ dp_status dp_decode_observed(dp_sequence *s, uint32_t layer, size_t n_queries, c
     dp_scratch measured = {0};
     carve(&step, &measured);
     dp_scratch *const scratch = dp_scratch_acquire(rt, measured.used);
-    if (!scratch) return dp_fail(rt, DP_ERR_NO_MEMORY, "dp_decode: no memory for %zu bytes of scratch", measured.used);
+    if (!scratch) return dp_no_memory(rt, "dp_decode: no memory for %zu bytes of scratch", measured.used);
     carve(&step, scratch);
     plan(&step);
     dp_team_run(rt, step_worker, &step);

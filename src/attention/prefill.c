@@ -214,7 +214,7 @@ dp_status dp_prefill(dp_sequence *s, uint32_t layer, size_t n_queries, const flo
     job.scratch_bytes = measured.used;
     dp_scratch *const scratch = dp_scratch_acquire(rt, job.scratch_bytes * (size_t)rt->n_threads);
     if (!scratch)
-        return dp_fail(rt, DP_ERR_NO_MEMORY, "dp_prefill: no memory for %zu bytes of scratch per thread",
+        return dp_no_memory(rt, "dp_prefill: no memory for %zu bytes of scratch per thread",
                        measured.used);
     job.scratch = scratch->base;
     dp_team_run(rt, prefill_worker, &job);

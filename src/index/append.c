@@ -1,5 +1,4 @@
 /* Appending tokens, and the growth of the index with them. */
-#include <stdlib.h>
 #include <string.h>
 
 #include "index/build.h"
@@ -81,12 +80,13 @@ static size_t segments_of(const dp_sequence *s, size_t tokens)
 }
 
 /* Room for n more segments in the head's array. */
-static bool reserve_segments(dp_head *head, size_t n)
+static bool reserve_segments(const dp_sequence *s, dp_head *head, size_t n)
 {
     if (head->n_segments + n <= head->segments_capacity) return true;
     size_t capacity = 2 * (size_t)head->segments_capacity;
     if (capacity < head->n_segments + n) capacity = head->n_segments + n;
-    dp_segment *const segments = realloc(head->segments, capacity * sizeof *segments);
+    dp_segment *const segments = dp_heap_resize(s->runtime, head->segments, head->segments_capacity * sizeof *segments,
+                                                capacity * sizeof *segments);
     if (!segments) return false;
     head->segments = segments;
     head->segments_capacity = (uint32_t)capacity;
@@ -97,7 +97,7 @@ static bool reserve_segments(dp_head *head, size_t n)
 static bool plan_head(dp_sequence *s, dp_head *head, uint64_t tail_first, size_t tokens, build_task *tasks,
                       size_t *n_tasks)
 {
-    if (!reserve_segments(head, segments_of(s, tokens))) return false;
+    if (!reserve_segments(s, head, segments_of(s, tokens))) return false;
     uint32_t segment = head->n_segments;
     for (size_t first = 0; first < tokens; first += s->config.segment_tokens) {
         const size_t n = min_size(tokens - first, s->config.segment_tokens);
@@ -142,7 +142,7 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
         }
     job.scratch_bytes = dp_build_scratch_bytes(s, largest);
     dp_scratch *const scratch = dp_scratch_acquire(rt, tasks_bytes + job.scratch_bytes * (size_t)rt->n_threads);
-    if (!scratch) return dp_fail(rt, DP_ERR_NO_MEMORY, "%s: no memory to cluster %zu tokens", caller, largest);
+    if (!scratch) return dp_no_memory(rt, "%s: no memory to cluster %zu tokens", caller, largest);
     job.tasks = dp_scratch_take(scratch, tasks_bytes);
     job.scratch = dp_scratch_take(scratch, job.scratch_bytes * (size_t)rt->n_threads);
 
@@ -157,7 +157,7 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
     for (size_t i = 0; i < job.n_tasks && (!ok || job.failed); i++)
         dp_segment_free(&job.tasks[i].head->segments[job.tasks[i].segment], s->arenas[job.tasks[i].head->arena]);
     dp_scratch_release(rt, scratch);
-    if (!ok) return dp_fail(rt, DP_ERR_NO_MEMORY, "%s: no memory for the index", caller);
+    if (!ok) return dp_no_memory(rt, "%s: no memory for the index", caller);
     if (job.failed) return dp_fail(rt, DP_ERR_SYSTEM, "%s: oneDNN could not multiply matrices", caller);
     for (uint32_t l = first; l < last; l++)
         for (uint32_t h = 0; h < n_heads; h++) attach(s, l, h, due_in(s, l, h, due));
@@ -196,7 +196,7 @@ dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float
         const size_t to_sink = sink_share(s, head, n_tokens);
         if ((to_sink && !dp_rows_resize(&head->sink, rt, &s->format, c->sink, dp_sequence_node(s, head->arena))) ||
             !dp_tail_reserve(s, head, n_tokens - to_sink))
-            return dp_fail(rt, DP_ERR_NO_MEMORY, "dp_append: no memory for %zu tokens", n_tokens);
+            return dp_no_memory(rt, "dp_append: no memory for %zu tokens", n_tokens);
     }
     const bool prompt = n_tokens >= DP_PROMPT_CHUNK;
     const dp_status status =

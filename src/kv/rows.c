@@ -11,7 +11,7 @@ size_t dp_type_bytes(dp_type type)
     return type == DP_F32 ? 4 : 2;
 }
 
-bool dp_rows_resize(dp_rows *rows, const dp_runtime *runtime, const dp_row_format *format, size_t capacity, int node)
+bool dp_rows_resize(dp_rows *rows, dp_runtime *runtime, const dp_row_format *format, size_t capacity, int node)
 {
     const size_t row = format->key_bytes + format->value_bytes;
     const size_t bytes = dp_pages_round(runtime, (capacity ? capacity : 1) * row);
@@ -21,14 +21,14 @@ bool dp_rows_resize(dp_rows *rows, const dp_runtime *runtime, const dp_row_forma
     capacity = bytes / row;
     dp_rows moved = {.k = base, .v = base + capacity * format->key_bytes, .capacity = capacity, .bytes = bytes};
     dp_rows_copy(&moved, format, rows);
-    dp_pages_free(rows->k, rows->bytes);
+    dp_pages_free(runtime, rows->k, rows->bytes);
     *rows = moved;
     return true;
 }
 
-void dp_rows_free(dp_rows *rows)
+void dp_rows_free(dp_rows *rows, dp_runtime *runtime)
 {
-    dp_pages_free(rows->k, rows->bytes);
+    dp_pages_free(runtime, rows->k, rows->bytes);
     *rows = (dp_rows){0};
 }
 

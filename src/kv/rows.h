@@ -25,8 +25,8 @@ typedef struct dp_rows {
 
 /* Makes room for `capacity` rows; a capacity below the present one gives memory back. Returns false and changes
  * nothing where there is no memory. */
-bool dp_rows_resize(dp_rows *rows, const dp_runtime *runtime, const dp_row_format *format, size_t capacity, int node);
-void dp_rows_free(dp_rows *rows);
+bool dp_rows_resize(dp_rows *rows, dp_runtime *runtime, const dp_row_format *format, size_t capacity, int node);
+void dp_rows_free(dp_rows *rows, dp_runtime *runtime);
 
 /* Appends rows that are like these already; there must be room. */
 void dp_rows_copy(dp_rows *rows, const dp_row_format *format, const dp_rows *from);

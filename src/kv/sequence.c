@@ -2,7 +2,6 @@
 #include "kv/sequence.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "kv/tail.h"
@@ -108,7 +107,7 @@ bool dp_has_clusters(const dp_sequence *sequence, const dp_layer *layer)
 /* An empty sequence, with the arenas of another one or its own; NULL where there is no memory. */
 static dp_sequence *sequence_new(dp_runtime *rt, const dp_sequence_config *c, const dp_sequence *family)
 {
-    dp_sequence *const s = calloc(1, sizeof *s);
+    dp_sequence *const s = dp_heap_resize(rt, NULL, 0, sizeof *s);
     if (!s) return NULL;
     s->runtime = rt;
     s->config = *c;
@@ -120,9 +119,9 @@ static dp_sequence *sequence_new(dp_runtime *rt, const dp_sequence_config *c, co
                                 .key_bytes = c->key_dim * dp_type_bytes(c->type),
                                 .value_bytes = c->value_dim * dp_type_bytes(c->type)};
     s->n_arenas = rt->config.numa == DP_NUMA_LOCAL ? rt->topology.n_nodes : 1;
-    s->layers = calloc(c->n_layers, sizeof *s->layers);
-    s->heads = calloc((size_t)c->n_layers * c->n_kv_heads, sizeof *s->heads);
-    s->arenas = calloc((size_t)s->n_arenas, sizeof *s->arenas);
+    s->layers = dp_heap_resize(rt, NULL, 0, c->n_layers * sizeof *s->layers);
+    s->heads = dp_heap_resize(rt, NULL, 0, (size_t)c->n_layers * c->n_kv_heads * sizeof *s->heads);
+    s->arenas = dp_heap_resize(rt, NULL, 0, (size_t)s->n_arenas * sizeof *s->arenas);
     bool ok = s->layers && s->heads && s->arenas;
     for (int i = 0; ok && i < s->n_arenas; i++) {
         s->arenas[i] = family ? dp_arena_join(family->arenas[i]) : dp_arena_create(rt, dp_sequence_node(s, i));
@@ -157,25 +156,29 @@ dp_status dp_sequence_create(dp_runtime *rt, const dp_sequence_config *config, d
     if (status) return status;
 
     *sequence = sequence_new(rt, &c, NULL);
-    return *sequence ? DP_OK : dp_fail(rt, DP_ERR_NO_MEMORY, "dp_sequence_create: out of memory");
+    return *sequence ? DP_OK
+                     : dp_no_memory(rt, "dp_sequence_create: no memory for %u layers of %u KV heads", c.n_layers,
+                                    c.n_kv_heads);
 }
 
 void dp_sequence_free(dp_sequence *s)
 {
     if (!s) return;
-    for (size_t i = 0; s->heads && i < (size_t)s->config.n_layers * s->config.n_kv_heads; i++) {
+    dp_runtime *const rt = s->runtime;
+    const size_t n_heads = (size_t)s->config.n_layers * s->config.n_kv_heads;
+    for (size_t i = 0; s->heads && i < n_heads; i++) {
         dp_head *const head = &s->heads[i];
-        dp_rows_free(&head->sink);
-        dp_rows_free(&head->tail);
+        dp_rows_free(&head->sink, rt);
+        dp_rows_free(&head->tail, rt);
         if (head->n_segments && dp_arena_has_others(s->arenas[head->arena])) /* otherwise all goes with the arena */
             while (head->n_segments) dp_segment_free(&head->segments[--head->n_segments], s->arenas[head->arena]);
-        free(head->segments);
+        dp_heap_resize(rt, head->segments, head->segments_capacity * sizeof *head->segments, 0);
     }
     for (int i = 0; s->arenas && i < s->n_arenas; i++) dp_arena_leave(s->arenas[i]);
-    free(s->arenas);
-    free(s->heads);
-    free(s->layers);
-    free(s);
+    if (s->arenas) dp_heap_resize(rt, s->arenas, (size_t)s->n_arenas * sizeof *s->arenas, 0);
+    if (s->heads) dp_heap_resize(rt, s->heads, n_heads * sizeof *s->heads, 0);
+    if (s->layers) dp_heap_resize(rt, s->layers, s->config.n_layers * sizeof *s->layers, 0);
+    dp_heap_resize(rt, s, sizeof *s, 0);
 }
 
 /* Gives an empty head what another one has: the same segments, copies of the rest. */
@@ -186,7 +189,7 @@ static bool fork_head(dp_sequence *s, dp_head *head, const dp_head *from)
         return false;
     if (from->tail.n && !dp_tail_reserve(s, head, from->tail.n)) return false;
     if (from->n_segments) {
-        head->segments = calloc(from->n_segments, sizeof *head->segments);
+        head->segments = dp_heap_resize(s->runtime, NULL, 0, from->n_segments * sizeof *head->segments);
         if (!head->segments) return false;
         head->segments_capacity = from->n_segments;
     }
@@ -215,7 +218,7 @@ dp_status dp_sequence_fork(const dp_sequence *s, dp_sequence **copy)
     }
     if (!ok) {
         dp_sequence_free(fork);
-        return dp_fail(s->runtime, DP_ERR_NO_MEMORY, "dp_sequence_fork: no memory for the copy");
+        return dp_no_memory(s->runtime, "dp_sequence_fork: no memory for the copy");
     }
     *copy = fork;
     return DP_OK;
@@ -294,7 +297,7 @@ dp_status dp_sequence_memory(const dp_sequence *s, dp_memory *memory)
     dp_memory_init(&full);
     const dp_row_format *const f = &s->format;
     const size_t row = f->key_bytes + f->value_bytes;
-    full.reserved_bytes = sizeof *s + s->config.n_layers * sizeof *s->layers;
+    full.reserved_bytes = sizeof *s + s->config.n_layers * sizeof *s->layers + (size_t)s->n_arenas * sizeof *s->arenas;
     for (uint32_t l = 0; l < s->config.n_layers; l++) {
         full.plain_bytes += s->layers[l].n_tokens * s->config.n_kv_heads * row;
         for (uint32_t h = 0; h < s->config.n_kv_heads; h++) {

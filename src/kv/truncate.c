@@ -79,8 +79,8 @@ dp_status dp_sequence_truncate(dp_sequence *s, uint32_t layer, uint64_t n_tokens
             dp_head *const head = &s->layers[l].heads[h];
             const size_t tail = cut_at(s, &s->layers[l], head, n_tokens).tail;
             if (tail > head->tail.n && !dp_tail_reserve(s, head, tail - head->tail.n))
-                return dp_fail(s->runtime, DP_ERR_NO_MEMORY, "dp_sequence_truncate: no memory to put %zu tokens back",
-                               tail - head->tail.n);
+                return dp_no_memory(s->runtime, "dp_sequence_truncate: no memory to put %zu tokens back",
+                                    tail - head->tail.n);
         }
     for (uint32_t l = first; l < last; l++) {
         if (s->layers[l].n_tokens == n_tokens) continue;

@@ -2,17 +2,17 @@
 #include "memory/arena.h"
 
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "memory/budget.h"
 #include "memory/pages.h"
 
 /* Large, so that odd sizes leave few gaps; pages that were not handed out yet are address space only. */
 static const size_t area_bytes = (size_t)64 << 20;
 
-dp_arena *dp_arena_create(const dp_runtime *runtime, int node)
+dp_arena *dp_arena_create(dp_runtime *runtime, int node)
 {
-    dp_arena *const arena = calloc(1, sizeof *arena);
+    dp_arena *const arena = dp_heap_resize(runtime, NULL, 0, sizeof *arena);
     if (!arena) return NULL;
     arena->runtime = runtime;
     arena->node = node;
@@ -30,11 +30,13 @@ dp_arena *dp_arena_join(dp_arena *arena)
 void dp_arena_leave(dp_arena *arena)
 {
     if (!arena || atomic_fetch_sub(&arena->n_users, 1) > 1) return;
-    for (size_t i = 0; i < arena->n_areas; i++) dp_pages_free(arena->areas[i].base, arena->areas[i].bytes);
-    free(arena->areas);
-    free(arena->gaps);
+    dp_runtime *const rt = arena->runtime;
+    for (size_t i = 0; i < arena->n_areas; i++) dp_pages_unmap(arena->areas[i].base, arena->areas[i].bytes);
+    dp_budget_give(rt, arena->pages_bytes);
+    dp_heap_resize(rt, arena->areas, arena->areas_capacity * sizeof *arena->areas, 0);
+    dp_heap_resize(rt, arena->gaps, arena->gaps_capacity * sizeof *arena->gaps, 0);
     pthread_mutex_destroy(&arena->lock);
-    free(arena);
+    dp_heap_resize(rt, arena, sizeof *arena, 0);
 }
 
 bool dp_arena_has_others(const dp_arena *arena)
@@ -45,7 +47,8 @@ bool dp_arena_has_others(const dp_arena *arena)
 size_t dp_arena_slack(dp_arena *arena)
 {
     pthread_mutex_lock(&arena->lock);
-    const size_t slack = arena->pages_bytes - arena->piece_bytes;
+    const size_t slack = arena->pages_bytes - arena->piece_bytes + sizeof *arena +
+                         arena->areas_capacity * sizeof *arena->areas + arena->gaps_capacity * sizeof *arena->gaps;
     pthread_mutex_unlock(&arena->lock);
     return slack;
 }
@@ -61,11 +64,11 @@ static dp_range whole_pages(const dp_arena *arena, dp_range range)
 
 /* ---- Arrays of ranges ---- */
 
-static bool reserve(dp_range **ranges, size_t *capacity, size_t needed)
+static bool reserve(dp_runtime *rt, dp_range **ranges, size_t *capacity, size_t needed)
 {
     if (needed <= *capacity) return true;
     const size_t larger = needed > 2 * *capacity ? needed : 2 * *capacity;
-    dp_range *const moved = realloc(*ranges, larger * sizeof *moved);
+    dp_range *const moved = dp_heap_resize(rt, *ranges, *capacity * sizeof *moved, larger * sizeof *moved);
     if (!moved) return false;
     *ranges = moved;
     *capacity = larger;
@@ -104,9 +107,9 @@ static size_t count_before(const dp_range *ranges, size_t n, const char *address
 /* A new area, all of it a gap; its index in gaps, or SIZE_MAX where there is no memory. */
 static size_t add_area(dp_arena *arena, size_t bytes)
 {
-    if (!reserve(&arena->areas, &arena->areas_capacity, arena->n_areas + 1)) return SIZE_MAX;
+    if (!reserve(arena->runtime, &arena->areas, &arena->areas_capacity, arena->n_areas + 1)) return SIZE_MAX;
     const size_t rounded = dp_pages_round(arena->runtime, bytes > area_bytes ? bytes : area_bytes);
-    char *const base = rounded ? dp_pages_alloc(arena->runtime, rounded, arena->node) : NULL;
+    char *const base = rounded ? dp_pages_map(arena->runtime, rounded, arena->node) : NULL;
     if (!base) return SIZE_MAX;
     const dp_range area = {.base = base, .bytes = rounded};
     insert(arena->areas, &arena->n_areas, count_before(arena->areas, arena->n_areas, base), area);
@@ -119,7 +122,8 @@ static void *alloc_locked(dp_arena *arena, size_t bytes)
 {
     /* Before each piece there is at most one gap, and one at the end of each area: with room for so many (a new area and
      * a piece on its way back included), taking a piece back cannot fail. */
-    if (!reserve(&arena->gaps, &arena->gaps_capacity, arena->n_pieces + arena->n_areas + 3)) return NULL;
+    if (!reserve(arena->runtime, &arena->gaps, &arena->gaps_capacity, arena->n_pieces + arena->n_areas + 3))
+        return NULL;
     size_t i = SIZE_MAX;
     for (size_t g = 0; g < arena->n_gaps; g++)
         if (arena->gaps[g].bytes >= bytes && (i == SIZE_MAX || arena->gaps[g].bytes < arena->gaps[i].bytes)) i = g;
@@ -127,9 +131,11 @@ static void *alloc_locked(dp_arena *arena, size_t bytes)
     if (i == SIZE_MAX) return NULL;
     dp_range *const gap = &arena->gaps[i];
     char *const piece = gap->base;
-    arena->pages_bytes += whole_pages(arena, *gap).bytes;
-    *gap = (dp_range){.base = gap->base + bytes, .bytes = gap->bytes - bytes};
-    arena->pages_bytes -= whole_pages(arena, *gap).bytes;
+    const dp_range rest = {.base = piece + bytes, .bytes = gap->bytes - bytes};
+    const size_t pages = whole_pages(arena, *gap).bytes - whole_pages(arena, rest).bytes;
+    if (!dp_budget_take(arena->runtime, pages)) return NULL;
+    arena->pages_bytes += pages;
+    *gap = rest;
     if (!gap->bytes) erase(arena->gaps, &arena->n_gaps, i);
     arena->n_pieces++;
     arena->piece_bytes += bytes;
@@ -163,7 +169,9 @@ static size_t add_gap(dp_arena *arena, dp_range area, dp_range freed)
         gaps[i - 1].bytes += gaps[i].bytes;
         erase(gaps, &arena->n_gaps, i--);
     }
-    arena->pages_bytes -= whole_pages(arena, gaps[i]).bytes - were_free;
+    const size_t pages = whole_pages(arena, gaps[i]).bytes - were_free;
+    arena->pages_bytes -= pages;
+    dp_budget_give(arena->runtime, pages);
     return i;
 }
 
@@ -191,7 +199,7 @@ void dp_arena_release(dp_arena *arena, void *piece, size_t bytes)
     arena->n_pieces--;
     arena->piece_bytes -= freed.bytes;
     if (gap.bytes == area.bytes) {
-        dp_pages_free(area.base, area.bytes);
+        dp_pages_unmap(area.base, area.bytes);
         erase(arena->gaps, &arena->n_gaps, i);
         erase(arena->areas, &arena->n_areas, area_index);
     } else {

@@ -17,7 +17,7 @@ typedef struct dp_range {
 } dp_range;
 
 typedef struct dp_arena {
-    const dp_runtime *runtime;
+    dp_runtime *runtime;
     int node;
     atomic_size_t n_users;
     pthread_mutex_t lock; /* of all below */
@@ -31,7 +31,7 @@ typedef struct dp_arena {
 
 /* An arena with one user, NULL where there is no memory; another user; one less. The last one's leaving frees what is
  * in it. */
-dp_arena *dp_arena_create(const dp_runtime *runtime, int node);
+dp_arena *dp_arena_create(dp_runtime *runtime, int node);
 dp_arena *dp_arena_join(dp_arena *arena);
 void dp_arena_leave(dp_arena *arena); /* NULL is allowed */
 bool dp_arena_has_others(const dp_arena *arena); /* users beside the caller */
@@ -48,7 +48,7 @@ void *dp_arena_alloc(dp_arena *arena, size_t bytes);
 /* Takes a piece back, with the size that it was asked for in. */
 void dp_arena_release(dp_arena *arena, void *piece, size_t bytes);
 
-/* Bytes that the arena takes beyond its pieces. */
+/* Bytes that the arena takes beyond its pieces: of its pages, and of its tables. */
 size_t dp_arena_slack(dp_arena *arena);
 
 #endif

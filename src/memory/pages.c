@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "memory/budget.h"
 #include "runtime/runtime.h"
 
 size_t dp_huge_page_bytes(void)
@@ -38,7 +39,7 @@ size_t dp_pages_round(const dp_runtime *rt, size_t bytes)
     return bytes > SIZE_MAX - page ? 0 : (bytes + page - 1) / page * page;
 }
 
-void *dp_pages_alloc(const dp_runtime *rt, size_t bytes, int node)
+void *dp_pages_map(const dp_runtime *rt, size_t bytes, int node)
 {
     const size_t page = dp_page_bytes(rt, bytes), ordinary = (size_t)sysconf(_SC_PAGESIZE);
     if (!bytes || bytes > SIZE_MAX - page) return NULL;
@@ -56,9 +57,24 @@ void *dp_pages_alloc(const dp_runtime *rt, size_t bytes, int node)
     return start;
 }
 
-void dp_pages_free(void *pages, size_t bytes)
+void dp_pages_unmap(void *pages, size_t bytes)
 {
     if (pages) munmap(pages, bytes);
+}
+
+void *dp_pages_alloc(dp_runtime *rt, size_t bytes, int node)
+{
+    if (!dp_budget_take(rt, bytes)) return NULL;
+    void *const pages = dp_pages_map(rt, bytes, node);
+    if (!pages) dp_budget_give(rt, bytes);
+    return pages;
+}
+
+void dp_pages_free(dp_runtime *rt, void *pages, size_t bytes)
+{
+    if (!pages) return;
+    dp_pages_unmap(pages, bytes);
+    dp_budget_give(rt, bytes);
 }
 
 void dp_pages_discard(void *pages, size_t bytes)

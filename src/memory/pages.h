@@ -16,9 +16,13 @@ size_t dp_huge_page_bytes(void);
 size_t dp_page_bytes(const dp_runtime *runtime, size_t bytes);
 size_t dp_pages_round(const dp_runtime *runtime, size_t bytes);
 
-/* NULL where there is no memory. bytes must come from dp_pages_round. */
-void *dp_pages_alloc(const dp_runtime *runtime, size_t bytes, int node);
-void dp_pages_free(void *pages, size_t bytes);
+/* NULL where there is no memory. bytes must come from dp_pages_round. Counted in the runtime's budget. */
+void *dp_pages_alloc(dp_runtime *runtime, size_t bytes, int node);
+void dp_pages_free(dp_runtime *runtime, void *pages, size_t bytes);
+
+/* The same, but only address space until it is touched: the caller counts what it uses. */
+void *dp_pages_map(const dp_runtime *runtime, size_t bytes, int node);
+void dp_pages_unmap(void *pages, size_t bytes);
 
 /* Gives the memory behind some of the pages back; they stay and are zero when they are touched again. */
 void dp_pages_discard(void *pages, size_t bytes);

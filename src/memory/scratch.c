@@ -1,16 +1,23 @@
 /* Lock-free slots of idle work buffers. */
 #include "memory/scratch.h"
 
-#include <stdlib.h>
-
+#include "memory/budget.h"
 #include "memory/pages.h"
 #include "runtime/runtime.h"
 
-static void scratch_free(dp_scratch *scratch)
+static void free_base(dp_runtime *rt, dp_scratch *scratch)
+{
+    dp_pages_free(rt, scratch->base, scratch->bytes);
+    atomic_fetch_sub(&rt->scratch_bytes, scratch->bytes);
+    *scratch = (dp_scratch){0};
+}
+
+static void scratch_free(dp_runtime *rt, dp_scratch *scratch)
 {
     if (!scratch) return;
-    dp_pages_free(scratch->base, scratch->bytes);
-    free(scratch);
+    free_base(rt, scratch);
+    dp_heap_resize(rt, scratch, sizeof *scratch, 0);
+    atomic_fetch_sub(&rt->scratch_bytes, sizeof *scratch);
 }
 
 /* Takes any idle buffer, a large enough one if there is one at hand. */
@@ -37,15 +44,19 @@ dp_scratch *dp_scratch_acquire(dp_runtime *rt, size_t bytes)
         scratch->used = 0;
         return scratch;
     }
-    if (!scratch) scratch = calloc(1, sizeof *scratch);
-    if (!scratch) return NULL;
+    if (!scratch) {
+        scratch = dp_heap_resize(rt, NULL, 0, sizeof *scratch);
+        if (!scratch) return NULL;
+        atomic_fetch_add(&rt->scratch_bytes, sizeof *scratch);
+    }
+    free_base(rt, scratch);                                       /* first, so that the limit does not count both */
     const size_t rounded = dp_pages_round(rt, bytes + bytes / 4); /* contexts grow: leave room for the next calls */
     char *const base = rounded ? dp_pages_alloc(rt, rounded, DP_NODE_ANY) : NULL;
     if (!base) {
         dp_scratch_release(rt, scratch);
         return NULL;
     }
-    dp_pages_free(scratch->base, scratch->bytes);
+    atomic_fetch_add(&rt->scratch_bytes, rounded);
     *scratch = (dp_scratch){.base = base, .bytes = rounded};
     return scratch;
 }
@@ -56,12 +67,12 @@ void dp_scratch_release(dp_runtime *rt, dp_scratch *scratch)
         dp_scratch *empty = NULL;
         if (atomic_compare_exchange_strong(&rt->scratch[i], &empty, scratch)) return;
     }
-    scratch_free(scratch);
+    scratch_free(rt, scratch);
 }
 
-void dp_scratch_free_all(dp_runtime *rt)
+void dp_scratch_free_idle(dp_runtime *rt)
 {
-    for (int i = 0; i < DP_SCRATCH_SLOTS; i++) scratch_free(atomic_exchange(&rt->scratch[i], NULL));
+    for (int i = 0; i < DP_SCRATCH_SLOTS; i++) scratch_free(rt, atomic_exchange(&rt->scratch[i], NULL));
 }
 
 void *dp_scratch_take(dp_scratch *scratch, size_t bytes)

@@ -16,7 +16,7 @@ typedef struct dp_scratch {
 /* A buffer of at least `bytes`; NULL where there is no memory. Pair with dp_scratch_release. */
 dp_scratch *dp_scratch_acquire(dp_runtime *runtime, size_t bytes);
 void dp_scratch_release(dp_runtime *runtime, dp_scratch *scratch);
-void dp_scratch_free_all(dp_runtime *runtime);
+void dp_scratch_free_idle(dp_runtime *runtime);
 
 /* Carves `bytes` from the buffer, 64-byte aligned; contents are indeterminate. With scratch->base = NULL nothing is
  * carved, but used grows all the same: run the carving once on an empty scratch to learn the size. */

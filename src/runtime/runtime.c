@@ -110,6 +110,7 @@ dp_status dp_runtime_create(const dp_runtime_config *config, dp_runtime **runtim
     if (rt->n_threads > MAX_THREADS) rt->n_threads = MAX_THREADS;
     rt->id = atomic_fetch_add(&next_id, 1);
     rt->huge_page = c.huge_pages == DP_HUGE_PAGES_TRANSPARENT ? dp_huge_page_bytes() : 0;
+    rt->budget.limit = c.memory_limit;
     atomic_flag_clear(&rt->message.busy);
     *runtime = rt;
     return DP_OK;
@@ -119,7 +120,7 @@ void dp_runtime_free(dp_runtime *runtime)
 {
     if (!runtime) return;
     dp_team_unbind(runtime);
-    dp_scratch_free_all(runtime);
+    dp_scratch_free_idle(runtime);
     dp_topology_free(&runtime->topology);
     free(runtime);
 }
@@ -149,6 +150,10 @@ dp_status dp_runtime_get_info(const dp_runtime *runtime, dp_runtime_info *info)
     full.l2_bytes = runtime->topology.l2_bytes;
     full.l3_bytes = runtime->topology.l3_bytes;
     full.huge_page_bytes = runtime->huge_page;
+    full.memory_limit = runtime->budget.limit;
+    full.memory_bytes = atomic_load(&runtime->budget.used);
+    full.memory_peak_bytes = atomic_load(&runtime->budget.peak);
+    full.scratch_bytes = atomic_load(&runtime->scratch_bytes);
     if (!DP_STRUCT_OUT(info, &full))
         return dp_fail(
             (dp_runtime *)runtime, DP_ERR_INVALID,

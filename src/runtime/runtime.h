@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 
 #include "doublep/doublep.h"
+#include "memory/budget.h"
 #include "runtime/error.h"
 #include "runtime/topology.h"
 #include "simd/kernels.h"
@@ -23,6 +24,8 @@ struct dp_runtime {
     uint64_t id;      /* unique in the process: tells a thread for which runtime it was bound */
     size_t huge_page; /* bytes, 0: ordinary pages */
     dp_message message;
+    dp_budget budget;
+    atomic_size_t scratch_bytes; /* of the budget: work buffers, idle or not */
     _Atomic(struct dp_scratch *) scratch[DP_SCRATCH_SLOTS]; /* idle work buffers, see memory/scratch.h */
 };
 

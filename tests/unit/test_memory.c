@@ -1,0 +1,186 @@
+/* The memory limit and the figures: exact, never exceeded, and a sequence that was refused more is as it was. */
+#include <string.h>
+
+#include "unit.h"
+
+enum { HEADS = 4, KV_HEADS = 2, DIM = 64, OUT = HEADS * DIM, TOKENS = 9000 };
+
+static dp_runtime *limited(uint64_t limit, dp_huge_pages huge_pages)
+{
+    dp_runtime_config config;
+    dp_runtime_config_init(&config);
+    config.n_threads = 2;
+    config.memory_limit = limit;
+    config.huge_pages = huge_pages;
+    dp_runtime *rt;
+    ck_assert_int_eq(dp_runtime_create(&config, &rt), DP_OK);
+    return rt;
+}
+
+static dp_runtime_info info_of(const dp_runtime *rt)
+{
+    dp_runtime_info info;
+    dp_runtime_info_init(&info);
+    ck_assert_int_eq(dp_runtime_get_info(rt, &info), DP_OK);
+    return info;
+}
+
+static dp_memory memory_of(const dp_sequence *s)
+{
+    dp_memory m;
+    dp_memory_init(&m);
+    ck_assert_int_eq(dp_sequence_memory(s, &m), DP_OK);
+    return m;
+}
+
+static dp_sequence *new_sequence(dp_runtime *rt, const cache *c)
+{
+    dp_sequence_config config = sequence_config(c, HEADS, DP_BF16);
+    config.segment_tokens = 1024;
+    config.pending_tokens = 256;
+    config.n_layers = 2;
+    dp_sequence *s;
+    ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
+    return s;
+}
+
+/* The runtime's figure is the sum over its sequences and scratch, to the byte, and ends at 0. */
+START_TEST(figures_add_up)
+{
+    rng r = {47};
+    cache c = cache_create(&r, TOKENS, KV_HEADS, DIM, DIM, DP_BF16);
+    dp_runtime *const rt = limited(0, _i ? DP_HUGE_PAGES_TRANSPARENT : DP_HUGE_PAGES_OFF);
+    ck_assert_uint_eq(info_of(rt).memory_bytes, 0);
+    dp_sequence *const a = new_sequence(rt, &c), *const b = new_sequence(rt, &c);
+    append(a, &c, 0, 4000, 500);
+    append(b, &c, 0, 3000, 400);
+    ck_assert_int_eq(dp_build_index(a, DP_ALL_LAYERS), DP_OK);
+    dp_sequence *fork;
+    ck_assert_int_eq(dp_sequence_fork(a, &fork), DP_OK);
+    append(fork, &c, 4000, TOKENS, 3);
+    ck_assert_int_eq(dp_sequence_truncate(a, 0, 2000), DP_OK);
+    const dp_memory ma = memory_of(a), mb = memory_of(b), mf = memory_of(fork);
+    dp_runtime_info info = info_of(rt);
+    ck_assert_uint_eq(ma.shared_bytes, mf.shared_bytes);
+    ck_assert_uint_eq(info.memory_bytes,
+                      ma.reserved_bytes + mb.reserved_bytes + mf.reserved_bytes - mf.shared_bytes + info.scratch_bytes);
+    ck_assert_uint_ge(info.memory_peak_bytes, info.memory_bytes);
+    ck_assert_uint_eq(info.memory_limit, 0);
+    dp_sequence_free(a);
+    dp_sequence_free(fork);
+    dp_sequence_free(b);
+    info = info_of(rt);
+    ck_assert_uint_eq(info.memory_bytes, info.scratch_bytes);
+    ck_assert_uint_gt(info.scratch_bytes, 0);
+    dp_runtime_free(rt);
+    cache_free(&c);
+}
+END_TEST
+
+/* Whatever the limit is: what was refused has not happened, and what there is works on. */
+START_TEST(refused_at_any_limit)
+{
+    rng r = {53};
+    cache c = cache_create(&r, TOKENS, KV_HEADS, DIM, DIM, DP_BF16);
+    dp_runtime *const free_rt = limited(0, DP_HUGE_PAGES_OFF);
+    float q[OUT], out[OUT], wanted[OUT];
+    make_queries(&r, &c, 1, HEADS, q);
+    int refused_appends = 0, done = 0;
+    for (uint64_t limit = 1 << 20; !done; limit += limit / 8) {
+        dp_runtime *const rt = limited(limit, DP_HUGE_PAGES_OFF);
+        dp_sequence *const s = new_sequence(rt, &c), *const reference = new_sequence(free_rt, &c);
+        char text[256] = "";
+        dp_status status = DP_OK;
+        size_t t = 0;
+        while (t < TOKENS && status == DP_OK) {
+            const size_t n = t < 7000 ? 500 : 25;
+            status = dp_append(s, 0, n, c.k + t * KV_HEADS * DIM, 0, c.v + t * KV_HEADS * DIM, 0);
+            refused_appends += status != DP_OK;
+            if (status == DP_OK) append(reference, &c, t, t + n, n), t += n;
+            if (t == 7000 && status == DP_OK) {
+                status = dp_build_index(s, 0);
+                if (status == DP_OK) ck_assert_int_eq(dp_build_index(reference, 0), DP_OK);
+            }
+        }
+        done = status == DP_OK;
+        const dp_runtime_info info = info_of(rt);
+        ck_assert_uint_le(info.memory_peak_bytes, limit);
+        ck_assert_uint_eq(dp_sequence_tokens(s, 0), t);
+        if (status != DP_OK) {
+            ck_assert_int_eq(status, DP_ERR_NO_MEMORY);
+            ck_assert_ptr_nonnull(strstr(dp_last_error(rt, text, sizeof text), "memory_limit is"));
+        }
+        if (t) {
+            ck_assert_int_eq(dp_decode(reference, 0, 1, q, NULL, wanted, NULL, NULL), DP_OK);
+            status = dp_decode(s, 0, 1, q, NULL, out, NULL, NULL); /* this may be refused its scratch, too */
+            if (status == DP_OK)
+                ck_assert_mem_eq(out, wanted, sizeof out);
+            else
+                ck_assert_int_eq(status, DP_ERR_NO_MEMORY);
+            /* With some of it taken back there is room again. */
+            ck_assert_int_eq(dp_sequence_truncate(s, 0, t / 4), DP_OK);
+            ck_assert_int_eq(dp_sequence_truncate(reference, 0, t / 4), DP_OK);
+            append(s, &c, t / 4, t / 4 + 10, 1);
+            append(reference, &c, t / 4, t / 4 + 10, 1);
+            ck_assert_int_eq(dp_decode(reference, 0, 1, q, NULL, wanted, NULL, NULL), DP_OK);
+            ck_assert_int_eq(dp_decode(s, 0, 1, q, NULL, out, NULL, NULL), DP_OK);
+            ck_assert_mem_eq(out, wanted, sizeof out);
+        }
+        dp_sequence_free(s);
+        dp_sequence_free(reference);
+        ck_assert_uint_eq(info_of(rt).memory_bytes, info_of(rt).scratch_bytes);
+        dp_runtime_free(rt);
+    }
+    ck_assert_int_gt(refused_appends, 3);
+    dp_runtime_free(free_rt);
+    cache_free(&c);
+}
+END_TEST
+
+/* One sequence's memory is what another one may not have, until it is freed. */
+START_TEST(sequences_share_the_limit)
+{
+    rng r = {59};
+    cache c = cache_create(&r, 2000, KV_HEADS, DIM, DIM, DP_BF16);
+    dp_runtime *const rt = limited(5 << 19, DP_HUGE_PAGES_OFF);
+    dp_sequence *const a = new_sequence(rt, &c), *const b = new_sequence(rt, &c);
+    append(a, &c, 0, 2000, 2000);
+    ck_assert_int_eq(dp_append(a, 1, 2000, c.k, 0, c.v, 0), DP_OK);
+    ck_assert_int_eq(dp_append(b, 0, 2000, c.k, 0, c.v, 0), DP_ERR_NO_MEMORY);
+    ck_assert_uint_eq(dp_sequence_tokens(b, 0), 0);
+    dp_sequence_free(a);
+    append(b, &c, 0, 2000, 2000);
+    dp_sequence *forks[8];
+    int n = 0;
+    while (n < 8 && dp_sequence_fork(b, &forks[n]) == DP_OK) n++; /* nothing is clustered: each copies a megabyte */
+    ck_assert_int_eq(n, 1);
+    ck_assert_ptr_null(forks[1]);
+    char text[256];
+    ck_assert_ptr_nonnull(
+        strstr(dp_last_error(rt, text, sizeof text), "dp_sequence_fork: no memory for the copy: memory_limit"));
+    dp_sequence_free(forks[0]);
+    dp_sequence_free(b);
+    dp_runtime_free(rt);
+    dp_runtime *const tiny = limited(1000, DP_HUGE_PAGES_OFF);
+    dp_sequence_config config = sequence_config(&c, HEADS, DP_BF16);
+    config.n_layers = 100;
+    dp_sequence *s;
+    ck_assert_int_eq(dp_sequence_create(tiny, &config, &s), DP_ERR_NO_MEMORY);
+    ck_assert_ptr_null(s);
+    ck_assert_uint_eq(info_of(tiny).memory_bytes, 0);
+    dp_runtime_free(tiny);
+    cache_free(&c);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *const suite = suite_create("memory");
+    TCase *const tc = tcase_create("memory");
+    tcase_set_timeout(tc, 120);
+    tcase_add_loop_test(tc, figures_add_up, 0, 2);
+    tcase_add_test(tc, refused_at_any_limit);
+    tcase_add_test(tc, sequences_share_the_limit);
+    suite_add_tcase(suite, tc);
+    return run_suite(suite);
+}
