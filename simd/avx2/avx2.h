@@ -11,14 +11,8 @@
 #include <math.h>
 
 #include "../exp_constants.h"
+#include "../inline.h"
 #include "../kernels.h"
-
-#define DP_INLINE static inline __attribute__((always_inline))
-#ifdef __clang__
-#define DP_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define DP_UNROLL _Pragma("GCC unroll 32")
-#endif
 
 enum { DP_BLOCK = 16 };
 
@@ -84,13 +78,6 @@ DP_INLINE dp_block dp_natural_block(dp_block block, dp_type type)
     const __m256 low = _mm256_unpacklo_ps(block.first, block.second);
     const __m256 high = _mm256_unpackhi_ps(block.first, block.second);
     return (dp_block){_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)};
-}
-
-DP_INLINE void dp_prefetch_row(const char *row, size_t d, dp_type type)
-{
-    const size_t bytes = d * (type == DP_F32 ? 4 : 2);
-    for (size_t offset = 0; offset < bytes; offset += 64)
-        _mm_prefetch(row + offset, _MM_HINT_T0);
 }
 
 /* Lane i of the result is the sum of the lanes of v[i], i < 8. */

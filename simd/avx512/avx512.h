@@ -10,14 +10,8 @@
 #include <math.h>
 
 #include "../exp_constants.h"
+#include "../inline.h"
 #include "../kernels.h"
-
-#define DP_INLINE static inline __attribute__((always_inline))
-#ifdef __clang__
-#define DP_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define DP_UNROLL _Pragma("GCC unroll 32")
-#endif
 
 enum { DP_BLOCK = 32 };
 
@@ -84,13 +78,6 @@ DP_INLINE __m256i dp_round_to_bf16(__m512 x)
         _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
     const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40)));
-}
-
-DP_INLINE void dp_prefetch_row(const char *row, size_t d, dp_type type)
-{
-    const size_t bytes = d * (type == DP_F32 ? 4 : 2);
-    for (size_t offset = 0; offset < bytes; offset += 64)
-        _mm_prefetch(row + offset, _MM_HINT_T0);
 }
 
 /* Lane i of the result is the sum of the lanes of v[i], i < 16. */

@@ -3,11 +3,10 @@
 #define DP_SIMD_SCALAR_H
 
 #include "../half.h"
+#include "../inline.h"
 #include "../kernels.h"
 
 /* Called with a constant type, so that each type's variant of a kernel is its own straight loop. */
-#define DP_INLINE static inline __attribute__((always_inline))
-
 DP_INLINE float dp_element(const void *row, size_t i, dp_type type)
 {
     return type == DP_F32 ? ((const float *)row)[i]
