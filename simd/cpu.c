@@ -1,4 +1,5 @@
-/* What the processor and the operating system support: CPUID, and XCR0 for the registers that the system saves. */
+/* What the processor and the operating system support: CPUID, and XCR0 for the registers that the system saves;
+ * on AArch64 what Linux tells. */
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -52,7 +53,12 @@ unsigned dp_cpu_features(void)
 
 unsigned dp_cpu_features(void)
 {
-    return getauxval(AT_HWCAP) & HWCAP_ASIMD ? DP_CPU_NEON : 0;
+    if (!(getauxval(AT_HWCAP) & HWCAP_ASIMD))
+        return 0;
+    unsigned features = DP_CPU_NEON;
+    if (getauxval(AT_HWCAP2) & HWCAP2_BF16)
+        features |= DP_CPU_NEON_BF16;
+    return features;
 }
 
 #else

@@ -34,6 +34,10 @@ int dp_kernels_init(dp_kernels *k, dp_isa isa, unsigned features)
             return -1;
         dp_kernels_init_scalar(k);
         dp_kernels_init_neon(k);
+#ifdef DP_BUILD_NEON_BF16
+        if (features & DP_CPU_NEON_BF16)
+            dp_kernels_init_neon_bf16(k);
+#endif
         return 0;
 #endif
     default:

@@ -1,6 +1,6 @@
 /* The kernel table: every routine that has a vector form, one table per ISA.
  *
- * Contracts are stated once, here; scalar/, avx2/, avx512/ (and neon/) implement them under the same file names.
+ * Contracts are stated once, here; scalar/, avx2/, avx512/ and neon/ implement them under the same file names.
  * All kernels: run on the calling thread, allocate nothing, read and write exactly the elements that the contract
  * names (no over-read, no over-write), accept pointers aligned to their element only unless stated otherwise, and are
  * deterministic: the result depends on the arguments alone, never on address alignment. Infinities and NaN follow
@@ -123,7 +123,8 @@ enum {
     DP_CPU_AVX2 = 1u << 0,        /* AVX2, FMA, F16C and the OS saves YMM */
     DP_CPU_AVX512 = 1u << 1,      /* AVX-512 F, BW, DQ, VL and the OS saves ZMM */
     DP_CPU_AVX512_BF16 = 1u << 2, /* additionally AVX512_BF16 */
-    DP_CPU_NEON = 1u << 3,
+    DP_CPU_NEON = 1u << 3,        /* Advanced SIMD */
+    DP_CPU_NEON_BF16 = 1u << 4,   /* additionally FEAT_BF16 */
 };
 
 unsigned dp_cpu_features(void);
@@ -138,5 +139,6 @@ void dp_kernels_init_avx2(dp_kernels *k);
 void dp_kernels_init_avx512(dp_kernels *k);
 void dp_kernels_init_avx512_bf16(dp_kernels *k);
 void dp_kernels_init_neon(dp_kernels *k);
+void dp_kernels_init_neon_bf16(dp_kernels *k);
 
 #endif

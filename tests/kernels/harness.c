@@ -1,4 +1,4 @@
-/* Guarded buffers, random numbers and comparison for the kernel tests, and the program: argv[1] names the ISA. */
+/* Guarded buffers, random numbers and comparison for the kernel tests, and the program: argv[1] names the table. */
 #include "harness.h"
 
 #include <float.h>
@@ -183,31 +183,41 @@ static void catch_crashes(void)
         signal(crashes[i], report_crash);
 }
 
+/* What can be tested: an ISA without its optional instructions, or with those named. */
+static const struct table {
+    const char *name;
+    dp_isa isa;
+    unsigned optional;
+} tables[] = {
+    {"scalar", DP_ISA_SCALAR, 0},
+    {"avx2", DP_ISA_AVX2, 0},
+    {"avx512", DP_ISA_AVX512, 0},
+    {"avx512-bf16", DP_ISA_AVX512, DP_CPU_AVX512_BF16},
+    {"neon", DP_ISA_NEON, 0},
+    {"neon-bf16", DP_ISA_NEON, DP_CPU_NEON_BF16},
+};
+enum { N_TABLES = sizeof tables / sizeof *tables };
+
 int main(int argc, char **argv)
 {
-    static const char *const names[DP_ISA_COUNT] = {[DP_ISA_SCALAR] = "scalar", [DP_ISA_AVX2] = "avx2",
-                                                    [DP_ISA_AVX512] = "avx512", [DP_ISA_NEON] = "neon"};
     enum { SKIPPED = 77 };
     const char *const name = argc > 1 ? argv[1] : "scalar";
-    /* "avx512" is without the optional BF16 instructions, "avx512-bf16" requires them. */
-    const int with_bf16 = !strcmp(name, "avx512-bf16");
-    unsigned features = dp_cpu_features();
-    dp_isa isa = with_bf16 ? DP_ISA_AVX512 : DP_ISA_AUTO;
-    for (int i = DP_ISA_AUTO + 1; i < DP_ISA_COUNT; i++)
-        if (!strcmp(names[i], name))
-            isa = (dp_isa)i;
-    if (isa == DP_ISA_AUTO) {
-        fprintf(stderr, "usage: %s scalar|avx2|avx512|avx512-bf16|neon (seed in DP_TEST_SEED)\n", argv[0]);
+    const struct table *table = tables;
+    unsigned all_optional = 0;
+    for (size_t i = 0; i < N_TABLES; i++)
+        all_optional |= tables[i].optional;
+    while (table < tables + N_TABLES && strcmp(table->name, name))
+        table++;
+    if (table == tables + N_TABLES) {
+        fprintf(stderr, "usage: %s TABLE (seed in DP_TEST_SEED), TABLE being one of\n", argv[0]);
+        for (size_t i = 0; i < N_TABLES; i++)
+            fprintf(stderr, "  %s\n", tables[i].name);
         return 2;
     }
-    if (with_bf16 && !(features & DP_CPU_AVX512_BF16)) {
-        printf("this machine has no AVX512_BF16\n");
-        return SKIPPED;
-    }
-    if (!with_bf16)
-        features &= ~(unsigned)DP_CPU_AVX512_BF16;
+    const unsigned features = dp_cpu_features();
     memset(&kernels, 0, sizeof kernels);
-    if (dp_kernels_init(&kernels, isa, features)) {
+    if ((features & table->optional) != table->optional ||
+        dp_kernels_init(&kernels, table->isa, (features & ~all_optional) | table->optional)) {
         printf("this build or this machine has no %s\n", name);
         return SKIPPED;
     }

@@ -1,0 +1,51 @@
+/* NEON softmax: the maximum, and exponentials with their sum. */
+#include "neon.h"
+
+static float max_of(const float *x, size_t n)
+{
+    float32x4_t largest[4];
+    DP_UNROLL
+    for (size_t v = 0; v < 4; v++)
+        largest[v] = vdupq_n_f32(-INFINITY);
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        DP_UNROLL
+        for (size_t v = 0; v < 4; v++)
+            largest[v] = dp_larger(largest[v], vld1q_f32(x + i + 4 * v));
+    }
+    for (; i + 4 <= n; i += 4)
+        largest[0] = dp_larger(largest[0], vld1q_f32(x + i));
+    for (; i < n; i++)
+        largest[1] = dp_larger(largest[1], vld1q_dup_f32(x + i));
+    return vmaxvq_f32(vmaxq_f32(vmaxq_f32(largest[0], largest[1]), vmaxq_f32(largest[2], largest[3])));
+}
+
+static float exp_sum(float *x, size_t n, float max)
+{
+    const float32x4_t origin = vdupq_n_f32(max == -INFINITY ? 0 : max);
+    float32x4_t sum[4];
+    DP_UNROLL
+    for (size_t v = 0; v < 4; v++)
+        sum[v] = vdupq_n_f32(0);
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        DP_UNROLL
+        for (size_t v = 0; v < 4; v++) {
+            const float32x4_t y = dp_exp(vsubq_f32(vld1q_f32(x + i + 4 * v), origin));
+            vst1q_f32(x + i + 4 * v, y);
+            sum[v] = vaddq_f32(sum[v], y);
+        }
+    }
+    for (; i < n; i += 4) {
+        const float32x4_t y = dp_exp(vsubq_f32(dp_load_first(x + i, n - i), origin));
+        dp_store_first(x + i, n - i, y);
+        sum[0] = vaddq_f32(sum[0], dp_keep(dp_mask4(n - i), y));
+    }
+    return dp_sum_lanes(vaddq_f32(vaddq_f32(sum[0], sum[1]), vaddq_f32(sum[2], sum[3])));
+}
+
+void dp_neon_init_softmax(dp_kernels *k)
+{
+    k->max = max_of;
+    k->exp_sum = exp_sum;
+}
