@@ -1,0 +1,193 @@
+/* Lists of cells and their copies. */
+#include "llamacpp/list.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "llamacpp/plugin.h"
+
+enum { CHUNK = 512, RUNTIMES = 8 };
+
+static _Atomic uint64_t charged_bytes; /* by all copies, against plugin_settings.memory */
+
+cell_list *list_create(uint32_t n_cells)
+{
+    cell_list *const list = calloc(1, sizeof *list);
+    if (!list) return NULL;
+    list->n_cells = n_cells;
+    list->cell = malloc(n_cells * sizeof *list->cell);
+    list->mask = malloc(n_cells * sizeof *list->mask);
+    if (!list->cell || !list->mask) {
+        list_free(list);
+        return NULL;
+    }
+    for (uint32_t c = 0; c < n_cells; c++) list->mask[c] = MASK_HIDDEN;
+    return list;
+}
+
+static void drop_copy(cell_list *list)
+{
+    dp_sequence_free(list->sequence);
+    list->sequence = NULL;
+    list->copied = 0;
+    atomic_fetch_sub(&charged_bytes, list->charged);
+    list->charged = 0;
+}
+
+void list_free(cell_list *list)
+{
+    if (!list) return;
+    drop_copy(list);
+    free(list->cell);
+    free(list->mask);
+    free(list);
+}
+
+void list_truncate(cell_list *list, uint32_t n)
+{
+    if (n >= list->n) return;
+    for (uint32_t i = n; i < list->n; i++) list->mask[list->cell[i]] = MASK_HIDDEN;
+    list->n = n;
+    if (list->copied > n) list->copied = n;
+    list->end = 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (list->cell[i] >= list->end) list->end = list->cell[i] + 1;
+}
+
+void list_forget(cell_list *list, uint32_t cell)
+{
+    if (list->mask[cell] != MASK_SEEN) return;
+    uint32_t i = list->n;
+    while (list->cell[--i] != cell) {
+    }
+    list_truncate(list, i);
+}
+
+void list_push(cell_list *list, uint32_t cell)
+{
+    list->cell[list->n++] = cell;
+    list->mask[cell] = MASK_SEEN;
+    if (cell >= list->end) list->end = cell + 1;
+}
+
+uint32_t list_common(const cell_list *list, const uint16_t *mask, uint32_t n_kv)
+{
+    uint32_t n = 0;
+    while (n < list->n && list->cell[n] < n_kv && mask[list->cell[n]] == MASK_SEEN) n++;
+    return n;
+}
+
+bool list_equals(const cell_list *list, const uint16_t *mask, uint32_t n_kv)
+{
+    return list->end <= n_kv && memcmp(list->mask, mask, n_kv * sizeof *mask) == 0;
+}
+
+/* ---- The copy ---- */
+
+/* The runtime with so many threads. */
+static dp_runtime *runtime_of(int n_threads)
+{
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static struct {
+        int n_threads;
+        dp_runtime *runtime;
+    } made[RUNTIMES]; /* they stay: a program uses one or two counts of threads */
+    dp_runtime *found = NULL;
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < RUNTIMES && !found; i++) {
+        if (!made[i].runtime) {
+            dp_runtime_config config;
+            dp_runtime_config_init(&config);
+            config.n_threads = n_threads;
+            if (dp_runtime_create(&config, &made[i].runtime)) break;
+            made[i].n_threads = n_threads;
+        }
+        if (made[i].n_threads == n_threads) found = made[i].runtime;
+    }
+    pthread_mutex_unlock(&lock);
+    return found;
+}
+
+static bool open_copy(cell_list *list, const list_shape *shape, int n_threads)
+{
+    dp_runtime *const runtime = runtime_of(n_threads);
+    if (!runtime) return false;
+    dp_sequence_config config;
+    dp_sequence_config_init(&config);
+    config.n_layers = 1;
+    config.n_query_heads = shape->query_heads;
+    config.n_kv_heads = shape->kv_heads;
+    config.key_dim = shape->key_dim;
+    config.value_dim = shape->value_dim;
+    config.type = shape->k_type == GGML_TYPE_BF16 ? DP_BF16 : DP_F16;
+    config.scale = shape->scale;
+    /* Layers take turns in clustering what was decoded. */
+    config.pending_tokens -= shape->layer % 16 * (config.pending_tokens / 32);
+    if (dp_sequence_create(runtime, &config, &list->sequence)) return false;
+    list->n_threads = n_threads;
+    if (shape->dense) dp_sequence_set_dense(list->sequence, 0, 1);
+    return true;
+}
+
+static void read_rows(const list_rows *rows, const list_shape *shape, const uint32_t *cell, uint32_t n, float *k,
+                      float *v)
+{
+    const ggml_to_float_t k_to_float = ggml_get_type_traits(shape->k_type)->to_float,
+                          v_to_float = ggml_get_type_traits(shape->v_type)->to_float;
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t h = 0; h < shape->kv_heads; h++) {
+            k_to_float(rows->k + cell[i] * rows->k_row + h * rows->k_head, k, shape->key_dim);
+            v_to_float(rows->v + cell[i] * rows->v_row + h * rows->v_head, v, shape->value_dim);
+            k += shape->key_dim;
+            v += shape->value_dim;
+        }
+}
+
+static bool append(cell_list *list, const list_shape *shape, const list_rows *rows, uint32_t n, float *buffer)
+{
+    float *const v = buffer + (size_t)CHUNK * shape->kv_heads * shape->key_dim;
+    read_rows(rows, shape, list->cell + list->copied, n, buffer, v);
+    if (dp_append(list->sequence, 0, n, buffer, 0, v, 0)) return false;
+    list->copied += n;
+    return true;
+}
+
+/* Bytes that so many tokens take: 16-bit rows and their index. */
+static uint64_t copy_bytes(const list_shape *shape, uint64_t tokens)
+{
+    return tokens * shape->kv_heads * (shape->key_dim + shape->value_dim) * 2 * 23 / 20;
+}
+
+static bool charge(cell_list *list, const list_shape *shape)
+{
+    const uint64_t bytes = copy_bytes(shape, list->n);
+    if (bytes <= list->charged) return true;
+    const uint64_t more = bytes - list->charged;
+    if (atomic_fetch_add(&charged_bytes, more) + more > plugin.settings.memory) {
+        atomic_fetch_sub(&charged_bytes, more);
+        return false;
+    }
+    list->charged = bytes;
+    return true;
+}
+
+bool list_copy(cell_list *list, const list_shape *shape, const list_rows *rows, uint32_t fresh, int n_threads)
+{
+    if (list->sequence && dp_sequence_tokens(list->sequence, 0) != list->copied) drop_copy(list);
+    /* A prompt may be read by more threads than decode: what decodes is what counts. */
+    if (list->sequence && fresh && list->n_threads != n_threads) drop_copy(list);
+    if (list->copied == list->n) return true;
+    float *const buffer =
+        malloc((size_t)CHUNK * shape->kv_heads * (shape->key_dim + shape->value_dim) * sizeof *buffer);
+    bool ok = buffer && charge(list, shape) && (list->sequence || open_copy(list, shape, n_threads));
+    while (ok && list->copied < list->n) {
+        uint32_t n = list->n - list->copied;
+        if (n > fresh) n -= fresh;
+        ok = append(list, shape, rows, n < CHUNK ? n : CHUNK, buffer);
+    }
+    free(buffer);
+    if (!ok) drop_copy(list);
+    return ok;
+}

@@ -1,0 +1,31 @@
+/* What the parts of the plugin share: settings, counters, the state of loading. */
+#ifndef DP_LLAMACPP_PLUGIN_H
+#define DP_LLAMACPP_PLUGIN_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "llamacpp/settings.h"
+
+/* Counted where they happen, printed with DOUBLEP_STATS=1; the registry's "doublep_counters" returns them. Of nodes of
+ * attention, one per layer and step: */
+typedef struct plugin_counters {
+    _Atomic uint64_t sparse, dense; /* computed by the library, one per sequence of the step */
+    _Atomic uint64_t passed;        /* claimed, but left to the CPU backend: prompts, and masks that no list fits */
+    _Atomic uint64_t bytes, bytes_dense;
+    _Atomic uint64_t tokens_copied; /* per layer */
+    _Atomic uint64_t rebuilds;      /* lists that had to be read again from the cache */
+    _Atomic uint64_t copy_ns, decode_ns;
+} plugin_counters;
+
+typedef struct plugin_state {
+    plugin_settings settings;
+    plugin_counters counters;
+    /* llama.cpp's automatic choice gives flash attention up where a device other than the cache's computes it, so
+     * nothing is claimed until a context that was made begins to compute. */
+    atomic_bool claims;
+} plugin_state;
+
+extern plugin_state plugin;
+
+#endif

@@ -1,0 +1,413 @@
+/* The plugin in llama.cpp, through llama.cpp's own API: whatever is done to the cache, the logits are those of the CPU
+ * backend. Every test runs its steps three times in one process: in f32 without flash attention, by the CPU backend's
+ * flash attention, which adds values up in f16, and with the plugin loaded. Attention through the plugin is dense here
+ * (DOUBLEP_EPSILON=0) and may be no further from f32 than the CPU backend's. The model's weights are expanded to f32:
+ * llama.cpp rounds activations to 8 bits where the weights have 8 bits, which would hide more than it shows. */
+#include <check.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "ggml-backend.h"
+#include "llama.h"
+#include "llamacpp/plugin.h"
+
+enum { CONTEXT = 4096, LONG = 900, SLOTS = 4, MAX_LOGITS = 400, THREADS = 2 };
+
+/* How much further from f32 than the CPU backend's the plugin's logits may be: most of the difference is common to both,
+ * that of the prompt. A token that is stale or missing shows as ten times that and more. */
+static const double allowance = 1.15;
+
+static char model_path[] = "/tmp/doublep-plugin-XXXXXX";
+
+typedef struct run {
+    struct llama_model *model;
+    struct llama_context_params params;
+    struct llama_context *ctx;
+    int n_vocab;
+    float *logits; /* [n][n_vocab] */
+    int n;
+} run;
+
+static void quiet(enum ggml_log_level level, const char *text, void *data)
+{
+    (void)data;
+    if (level == GGML_LOG_LEVEL_ERROR) fputs(text, stderr);
+}
+
+static llama_token token_at(int text, int position)
+{
+    uint32_t x = (uint32_t)(text * 7919 + position) * 2654435761u;
+    x ^= x >> 15;
+    x *= 2246822519u;
+    x ^= x >> 13;
+    return (llama_token)(2 + x % 500);
+}
+
+static llama_memory_t memory(const run *r)
+{
+    return llama_get_memory(r->ctx);
+}
+
+/* One batch under construction. */
+typedef struct batch {
+    struct llama_batch b;
+} batch;
+
+static batch batch_begin(void)
+{
+    return (batch){llama_batch_init(CONTEXT, 0, SLOTS)};
+}
+
+static void add(batch *batch, llama_token token, llama_pos pos, llama_seq_id seq, bool output)
+{
+    struct llama_batch *const b = &batch->b;
+    b->token[b->n_tokens] = token;
+    b->pos[b->n_tokens] = pos;
+    b->n_seq_id[b->n_tokens] = 1;
+    b->seq_id[b->n_tokens][0] = seq;
+    b->logits[b->n_tokens++] = output;
+}
+
+/* Decodes, and keeps the logits of every output. */
+static void decode(run *r, batch *batch)
+{
+    ck_assert_int_eq(llama_decode(r->ctx, batch->b), 0);
+    for (int i = 0; i < batch->b.n_tokens; i++) {
+        if (!batch->b.logits[i]) continue;
+        ck_assert_int_lt(r->n, MAX_LOGITS);
+        memcpy(r->logits + (size_t)r->n++ * (size_t)r->n_vocab, llama_get_logits_ith(r->ctx, i),
+               (size_t)r->n_vocab * sizeof(float));
+    }
+    llama_batch_free(batch->b);
+}
+
+/* Tokens first .. last - 1 of a text to a sequence in one batch. */
+static void prompt(run *r, int text, int first, int last, llama_seq_id seq)
+{
+    batch b = batch_begin();
+    for (int i = first; i < last; i++) add(&b, token_at(text, i), i, seq, i + 1 == last);
+    decode(r, &b);
+}
+
+/* The same one by one. */
+static void steps(run *r, int text, int first, int last, llama_seq_id seq)
+{
+    for (int i = first; i < last; i++) prompt(r, text, i, i + 1, seq);
+}
+
+/* ---- What is done to the cache ---- */
+
+static void grow(run *r)
+{
+    prompt(r, 1, 0, LONG, 0);
+    steps(r, 1, LONG, LONG + 8, 0);
+    prompt(r, 1, LONG + 8, LONG + 400, 0);
+    steps(r, 1, LONG + 400, LONG + 404, 0);
+}
+
+static void remove_tail(run *r)
+{
+    prompt(r, 1, 0, LONG, 0);
+    steps(r, 1, LONG, LONG + 6, 0);
+    ck_assert(llama_memory_seq_rm(memory(r), 0, LONG - 50, -1));
+    steps(r, 2, LONG - 50, LONG - 40, 0); /* other tokens in the same cells */
+    ck_assert(llama_memory_seq_rm(memory(r), 0, LONG - 41, -1));
+    steps(r, 3, LONG - 41, LONG - 38, 0); /* the last one alone: the mask looks as before */
+}
+
+static void clear_data(run *r, bool data)
+{
+    prompt(r, 1, 0, LONG, 0);
+    steps(r, 1, LONG, LONG + 4, 0);
+    llama_memory_clear(memory(r), data);
+    prompt(r, 2, 0, LONG, 0);
+    steps(r, 2, LONG, LONG + 4, 0);
+}
+
+static void clear_all(run *r)
+{
+    clear_data(r, true);
+}
+
+static void clear_cells(run *r)
+{
+    clear_data(r, false);
+}
+
+static void restore_state(run *r)
+{
+    prompt(r, 1, 0, LONG, 0);
+    steps(r, 1, LONG, LONG + 4, 0);
+    const size_t size = llama_state_get_size(r->ctx);
+    uint8_t *const state = malloc(size);
+    ck_assert_uint_eq(llama_state_get_data(r->ctx, state, size), size);
+    llama_memory_clear(memory(r), false);
+    prompt(r, 2, 0, LONG, 0);
+    steps(r, 2, LONG, LONG + 4, 0);
+    ck_assert_uint_gt(llama_state_set_data(r->ctx, state, size), 0);
+    steps(r, 1, LONG + 4, LONG + 8, 0); /* as many cells, in the same places, with other tokens in them */
+    free(state);
+}
+
+static void restore_sequence(run *r)
+{
+    prompt(r, 1, 0, LONG, 0);
+    const size_t size = llama_state_seq_get_size(r->ctx, 0);
+    uint8_t *const state = malloc(size);
+    ck_assert_uint_gt(llama_state_seq_get_data(r->ctx, state, size, 0), 0);
+    llama_memory_seq_rm(memory(r), 0, -1, -1);
+    prompt(r, 2, 0, LONG, 0);
+    steps(r, 2, LONG, LONG + 3, 0);
+    llama_memory_seq_rm(memory(r), 0, -1, -1);
+    ck_assert_uint_gt(llama_state_seq_set_data(r->ctx, state, size, 0), 0);
+    steps(r, 1, LONG, LONG + 4, 0);
+    free(state);
+}
+
+static void shift(run *r)
+{
+    prompt(r, 1, 0, LONG, 0);
+    steps(r, 1, LONG, LONG + 4, 0);
+    ck_assert(llama_memory_seq_rm(memory(r), 0, 100, 300));
+    llama_memory_seq_add(memory(r), 0, 300, -1, -200);
+    steps(r, 1, LONG - 196, LONG - 190, 0);
+}
+
+/* Nothing shows in the mask. */
+static void shift_in_place(run *r)
+{
+    prompt(r, 1, 0, LONG, 0);
+    steps(r, 1, LONG, LONG + 4, 0);
+    llama_memory_seq_add(memory(r), 0, 300, -1, 50);
+    steps(r, 1, LONG + 54, LONG + 60, 0);
+}
+
+/* Tokens of a draft that are verified together; some are taken back. */
+static void drafts(run *r)
+{
+    prompt(r, 1, 0, LONG, 0);
+    int at = LONG;
+    for (int round = 0; round < 4; round++) {
+        batch b = batch_begin();
+        for (int i = 0; i < 5; i++) add(&b, token_at(10 + round, at + i), at + i, 0, true);
+        decode(r, &b);
+        at += 1 + round;
+        ck_assert(llama_memory_seq_rm(memory(r), 0, at, -1));
+    }
+    steps(r, 1, at, at + 3, 0);
+}
+
+/* Several sequences take turns, prompts and decoding mixed, one ends and another takes its place. */
+static void slots(run *r)
+{
+    static const int length[SLOTS] = {LONG, 350, 700, 20};
+    int at[SLOTS];
+    for (int s = 0; s < SLOTS; s++) prompt(r, 20 + s, 0, at[s] = length[s], s);
+    for (int step = 0; step < 4; step++) {
+        batch b = batch_begin();
+        for (int s = 0; s < SLOTS; s++) add(&b, token_at(20 + s, at[s]), at[s], s, true), at[s]++;
+        decode(r, &b);
+    }
+    ck_assert(llama_memory_seq_rm(memory(r), 2, -1, -1));
+    batch mixed = batch_begin();
+    add(&mixed, token_at(20, at[0]), at[0], 0, true), at[0]++;
+    for (int i = 0; i < 600; i++) add(&mixed, token_at(30, i), i, 2, i == 599);
+    add(&mixed, token_at(21, at[1]), at[1], 1, true), at[1]++;
+    decode(r, &mixed);
+    at[2] = 600;
+    for (int step = 0; step < 4; step++) {
+        batch b = batch_begin();
+        for (int s = 2; s >= 0; s--) add(&b, token_at(s == 2 ? 30 : 20 + s, at[s]), at[s], s, true), at[s]++;
+        decode(r, &b);
+    }
+    steps(r, 20, at[0], at[0] + 2, 0);
+}
+
+/* Two sequences go on from one beginning. */
+static void copy_sequence(run *r)
+{
+    prompt(r, 3, 0, LONG, 1); /* another that ends before, as long */
+    steps(r, 3, LONG, LONG + 2, 1);
+    ck_assert(llama_memory_seq_rm(memory(r), 1, -1, -1));
+    prompt(r, 1, 0, LONG, 0);
+    steps(r, 1, LONG, LONG + 2, 0);
+    llama_memory_seq_cp(memory(r), 0, 1, -1, -1);
+    for (int i = LONG + 2; i < LONG + 8; i++) {
+        batch b = batch_begin();
+        add(&b, token_at(1, i), i, 0, true);
+        add(&b, token_at(2, i), i, 1, true);
+        decode(r, &b);
+    }
+    ck_assert(llama_memory_seq_rm(memory(r), 0, -1, -1));
+    steps(r, 2, LONG + 8, LONG + 11, 1);
+}
+
+/* ---- Running it ---- */
+
+static void play(run *r, void (*scenario)(run *))
+{
+    r->ctx = llama_init_from_model(r->model, r->params);
+    ck_assert_ptr_nonnull(r->ctx);
+    r->n = 0;
+    scenario(r);
+    llama_free(r->ctx);
+}
+
+static const plugin_counters *load_plugin(void)
+{
+    const ggml_backend_reg_t reg = ggml_backend_load(PLUGIN_PATH);
+    ck_assert_ptr_nonnull(reg);
+    const plugin_counters *(*counters)(void);
+    *(void **)&counters = ggml_backend_reg_get_proc_address(reg, "doublep_counters");
+    return counters();
+}
+
+/* Root mean square difference of the logits of an output. */
+static double distance(const run *r, int output, const float *a, const float *b)
+{
+    double sum = 0;
+    for (int j = output * r->n_vocab; j < (output + 1) * r->n_vocab; j++) {
+        const double d = (double)a[j] - (double)b[j];
+        sum += d * d;
+    }
+    return sqrt(sum / r->n_vocab);
+}
+
+static void compare(void (*scenario)(run *), void (*change)(struct llama_context_params *))
+{
+    setenv("DOUBLEP_EPSILON", "0", 1);
+    setenv("DOUBLEP_MIN_CONTEXT", "256", 1);
+    llama_log_set(quiet, NULL);
+    run r = {.params = llama_context_default_params()};
+    r.model = llama_model_load_from_file(model_path, llama_model_default_params());
+    ck_assert_ptr_nonnull(r.model);
+    r.n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(r.model));
+    r.params.n_ctx = CONTEXT;
+    r.params.n_batch = CONTEXT;
+    r.params.n_ubatch = 256;
+    r.params.n_seq_max = SLOTS;
+    r.params.kv_unified = true;
+    r.params.n_threads = r.params.n_threads_batch = THREADS;
+    if (change) change(&r.params);
+
+    const size_t floats = (size_t)MAX_LOGITS * (size_t)r.n_vocab;
+    float *const exact = r.logits = malloc(floats * sizeof *exact);
+    const struct llama_context_params params = r.params;
+    r.params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    r.params.type_k = r.params.type_v = GGML_TYPE_F32;
+    play(&r, scenario);
+    const int n = r.n;
+    r.params = params;
+    float *const by_cpu = r.logits = malloc(floats * sizeof *by_cpu);
+    play(&r, scenario);
+    ck_assert_int_eq(r.n, n);
+    const plugin_counters *const counters = load_plugin();
+    float *const by_plugin = r.logits = malloc(floats * sizeof *by_plugin);
+    play(&r, scenario);
+    ck_assert_int_eq(r.n, n);
+
+    double cpu_error = 0, worst = 0;
+    for (int i = 0; i < n; i++) cpu_error += distance(&r, i, by_cpu, exact) / n;
+    for (int i = 0; i < n; i++) {
+        const double error = distance(&r, i, by_plugin, exact), own = distance(&r, i, by_cpu, exact);
+        const double ratio = error / (own > cpu_error ? own : cpu_error);
+        if (!(ratio <= allowance))
+            fprintf(stderr, "output %d of %d: %.2g from f32, the CPU backend %.2g\n", i, n, error, own);
+        if (!(ratio <= worst)) worst = ratio;
+    }
+    printf("%d outputs, mean distance of the CPU backend %.2g, worst ratio %.2f; nodes: %llu by the library, %llu "
+           "passed\n",
+           n, cpu_error, worst, (unsigned long long)(counters->dense + counters->sparse),
+           (unsigned long long)counters->passed);
+    fflush(stdout);
+    ck_assert(worst <= allowance);
+    ck_assert_uint_gt(counters->dense, 0); /* the plugin did take part */
+    ck_assert_uint_eq(counters->sparse, 0);
+    llama_model_free(r.model);
+    free(exact);
+    free(by_cpu);
+    free(by_plugin);
+}
+
+static void separate_streams(struct llama_context_params *params)
+{
+    params->kv_unified = false;
+}
+
+static void bf16_cache(struct llama_context_params *params)
+{
+    params->type_k = params->type_v = GGML_TYPE_BF16;
+}
+
+static void q8_0_cache(struct llama_context_params *params)
+{
+    params->type_k = params->type_v = GGML_TYPE_Q8_0;
+}
+
+static void other_batch_threads(struct llama_context_params *params)
+{
+    params->n_threads_batch = 1;
+}
+
+static const struct {
+    const char *name;
+    void (*scenario)(run *);
+    void (*change)(struct llama_context_params *);
+} cases[] = {
+    {"grow", grow, NULL},
+    {"grow_bf16", grow, bf16_cache},
+    {"grow_q8_0", grow, q8_0_cache},
+    {"grow_threads", grow, other_batch_threads},
+    {"remove_tail", remove_tail, NULL},
+    {"clear_all", clear_all, NULL},
+    {"clear_cells", clear_cells, NULL},
+    {"restore_state", restore_state, NULL},
+    {"restore_sequence", restore_sequence, NULL},
+    {"shift", shift, NULL},
+    {"shift_in_place", shift_in_place, NULL},
+    {"drafts", drafts, NULL},
+    {"slots", slots, NULL},
+    {"slots_in_streams", slots, separate_streams},
+    {"copy_sequence", copy_sequence, NULL},
+    {"copy_to_a_stream", copy_sequence, separate_streams},
+};
+
+START_TEST(case_test)
+{
+    printf("%s: ", cases[_i].name);
+    compare(cases[_i].scenario, cases[_i].change);
+}
+END_TEST
+
+/* Runs the case that is named, or all. */
+int main(int argc, char **argv)
+{
+    const int n = sizeof cases / sizeof *cases;
+    int first = 0, last = n;
+    for (int i = 0; i < n && argc > 1; i++)
+        if (strcmp(argv[1], cases[i].name) == 0) first = i, last = i + 1;
+    const int file = mkstemp(model_path);
+    if (file < 0) return 1;
+    close(file);
+    llama_log_set(quiet, NULL);
+    struct llama_model_quantize_params expand = llama_model_quantize_default_params();
+    expand.nthread = 1;
+    expand.ftype = LLAMA_FTYPE_ALL_F32;
+    expand.allow_requantize = true;
+    if (llama_model_quantize(MODEL_PATH, model_path, &expand)) return 1;
+
+    Suite *const suite = suite_create("llamacpp");
+    TCase *const tcase = tcase_create("cache");
+    tcase_set_timeout(tcase, 120);
+    tcase_add_loop_test(tcase, case_test, first, last);
+    suite_add_tcase(suite, tcase);
+    SRunner *const runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    const int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    unlink(model_path);
+    return failed != 0;
+}
