@@ -33,14 +33,16 @@ typedef void (*dp_score_panels_fn)(const float *q, size_t heads, size_t d, const
                                    float *out, size_t out_stride);
 
 /* out[h * out_stride + i] = scale * sum_j q[h * d + j] * row(i)[j], h < heads, i < n.
- * row(i) = rows + (index ? index[i] : i) * stride elements of the table slot's type; stride >= d.
- * d: a multiple of 8, at most DP_MAX_DIM. */
-typedef void (*dp_key_logits_fn)(const float *q, size_t heads, size_t d, const void *rows, size_t stride,
-                                 const uint32_t *index, size_t n, float scale, float *out, size_t out_stride);
+ * row(i): elements of the table slot's type, at rows[i]. d: a multiple of 8, at most DP_MAX_DIM.
+ * rows[n] .. rows[n + ahead - 1] are rows that the caller wants next: up to n of them are fetched into the cache meanwhile,
+ * a row for a row, so that memory is busy all the time. They are not read otherwise. */
+typedef void (*dp_key_logits_fn)(const float *q, size_t heads, size_t d, const void *const *rows, size_t n,
+                                 size_t ahead, float scale, float *out, size_t out_stride);
 
-/* acc[h * d + j] += sum_i w[h * w_stride + i] * row(i)[j], h < heads, j < d; rows as in key_logits; d: a multiple of 8. */
-typedef void (*dp_weighted_values_fn)(const float *w, size_t w_stride, size_t heads, const void *rows, size_t stride,
-                                      const uint32_t *index, size_t n, size_t d, float *acc);
+/* acc[h * d + j] += sum_i w[h * w_stride + i] * row(i)[j], h < heads, j < d; rows and ahead as in key_logits;
+ * d: a multiple of 8. */
+typedef void (*dp_weighted_values_fn)(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n,
+                                      size_t ahead, size_t d, float *acc);
 
 /* Largest x[i]; NaN are passed over; -Inf when n = 0 or nothing but NaN. */
 typedef float (*dp_max_fn)(const float *x, size_t n);

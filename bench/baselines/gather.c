@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "runtime/runtime.h"
+#include "table.h"
 #include "tasks.h"
 
 enum {
@@ -170,8 +171,8 @@ static void piece_logits(const gather *g, const piece *p, float *weights)
     const method_cache *const c = g->cache;
     const dp_row_format *const f = &c->format;
     if (!p->logits) {
-        c->kernels->key_logits[f->type](g->q + (size_t)p->kv_head * c->group * f->key_dim, c->group, f->key_dim, p->k,
-                                        f->key_dim, p->index, p->n, c->scale, weights, ITEM_MOST);
+        table_logits(c->kernels, &(row_table){f->type, p->k, f->key_dim, p->index, p->n},
+                     g->q + (size_t)p->kv_head * c->group * f->key_dim, c->group, c->scale, weights, ITEM_MOST);
         return;
     }
     for (size_t r = 0; r < c->group; r++)
@@ -199,8 +200,10 @@ static void run_item(void *argument, size_t task, int thread)
     }
     n = 0;
     for (size_t i = it->first; i < it->last; n += pieces[i++].n)
-        c->kernels->weighted_values[pieces[i].logits ? DP_BF16 : c->format.type](
-            weights + n, ITEM_MOST, c->group, pieces[i].v, dim, pieces[i].index, pieces[i].n, dim, values);
+        table_values(c->kernels,
+                     &(row_table){pieces[i].logits ? DP_BF16 : c->format.type, pieces[i].v, dim, pieces[i].index,
+                                  pieces[i].n},
+                     weights + n, ITEM_MOST, c->group, values);
 }
 
 /* Cuts the lists into items; false where there is no memory. */

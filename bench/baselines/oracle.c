@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "method.h"
+#include "table.h"
 #include "tokens.h"
 
 typedef struct oracle_settings {
@@ -86,8 +87,8 @@ static void logits(void *user, uint32_t kv_head, const uint32_t *index, size_t n
     const oracle_state *const s = user;
     const method_cache *const c = s->cache;
     const dp_row_format *const f = &c->format;
-    c->kernels->key_logits[f->type](s->q + (size_t)kv_head * c->group * f->key_dim, c->group, f->key_dim,
-                                    method_cache_keys(c, s->layer, kv_head), f->key_dim, index, n, c->scale, out, stride);
+    const row_table keys = {f->type, method_cache_keys(c, s->layer, kv_head), f->key_dim, index, n};
+    table_logits(c->kernels, &keys, s->q + (size_t)kv_head * c->group * f->key_dim, c->group, c->scale, out, stride);
 }
 
 static bool attend(void *state, uint32_t layer, const float *q, float *out, method_report *report)

@@ -8,6 +8,7 @@
 #include "runtime/runtime.h"
 #include "select.h"
 #include "simd/half.h"
+#include "table.h"
 #include "tasks.h"
 
 enum { PAGES_PER_TASK = 256 };
@@ -144,9 +145,9 @@ static void score(void *argument, size_t task, int thread)
     const size_t dim = 2 * c->format.key_dim, kv_head = task / p->n_tasks, first = task % p->n_tasks * PAGES_PER_TASK;
     const size_t left = p->n_pages - first, n = left < PAGES_PER_TASK ? left : PAGES_PER_TASK;
     (void)thread;
-    c->kernels->key_logits[DP_BF16](p->q + kv_head * c->group * dim, c->group, dim,
-                                    bounds_of(p, p->layer, kv_head) + first * dim, dim, NULL, n, c->scale,
-                                    p->scores + kv_head * c->group * p->capacity + first, p->capacity);
+    const row_table bounds = {DP_BF16, bounds_of(p, p->layer, kv_head) + first * dim, dim, NULL, n};
+    table_logits(c->kernels, &bounds, p->q + kv_head * c->group * dim, c->group, c->scale,
+                 p->scores + kv_head * c->group * p->capacity + first, p->capacity);
 }
 
 static void choose(void *argument, size_t kv_head, int thread)

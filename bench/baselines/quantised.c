@@ -8,6 +8,7 @@
 
 #include "runtime/runtime.h"
 #include "simd/half.h"
+#include "table.h"
 #include "tasks.h"
 
 enum { LEVELS = 15, ROWS = 16, MAX_GROUP = 1024 };
@@ -130,7 +131,7 @@ void quantised_logits(const quantised_keys *keys, uint32_t layer, uint32_t kv_he
             for (size_t j = 0; j < dim / 2; j++)
                 codes[i * dim / 2 + j] = keys->pairs[row[sizeof(head) + j]];
         }
-        c->kernels->key_logits[DP_BF16](q, c->group, dim, codes, dim, NULL, some, 1, out + first, stride);
+        table_logits(c->kernels, &(row_table){DP_BF16, codes, dim, NULL, some}, q, c->group, 1, out + first, stride);
         for (size_t r = 0; r < c->group; r++) {
             float *const row = out + r * stride + first;
             for (size_t i = 0; i < some; i++)

@@ -13,6 +13,7 @@
 #include "method.h"
 #include "runtime/runtime.h"
 #include "select.h"
+#include "table.h"
 #include "tasks.h"
 
 typedef struct retroinfer_settings {
@@ -244,8 +245,8 @@ static void score(void *argument, size_t kv_head, int thread)
     size_t position = 0;
     for (size_t i = 0; i < head->n_segments; position += head->segments[i++].n_clusters) {
         const cluster_segment *const segment = &head->segments[i];
-        c->kernels->key_logits[DP_BF16](q, c->group, dim, segment->centroids, dim, NULL, segment->n_clusters, c->scale,
-                                        logits + position, s->capacity);
+        table_logits(c->kernels, &(row_table){DP_BF16, segment->centroids, dim, NULL, segment->n_clusters}, q, c->group,
+                     c->scale, logits + position, s->capacity);
         for (size_t r = 0; r < c->group; r++) {
             const float base = c->scale * c->kernels->dot(q + r * dim, segment->mean_key, dim);
             for (size_t j = 0; j < segment->n_clusters; j++)

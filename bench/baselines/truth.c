@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "runtime/runtime.h"
+#include "table.h"
 #include "tasks.h"
 
 enum { BLOCK = 512 }; /* tokens per task */
@@ -61,9 +62,11 @@ static void run_block(void *argument, size_t task, int thread)
     float *const weights = t->weights + (size_t)thread * c->group * BLOCK;
     float *const partial = t->partials + task * partial_floats(c), *const values = partial + 3 * c->group;
     const uint8_t *const kept = t->kept + h * t->stride + first;
-    c->kernels->key_logits[f->type](t->q + h * c->group * f->key_dim, c->group, f->key_dim,
-                                    method_cache_keys(c, t->layer, (uint32_t)h) + first * f->key_bytes, f->key_dim, NULL,
-                                    n, c->scale, weights, BLOCK);
+    const row_table k = {
+        f->type, method_cache_keys(c, t->layer, (uint32_t)h) + first * f->key_bytes, f->key_dim, NULL, n};
+    const row_table v = {
+        f->type, method_cache_values(c, t->layer, (uint32_t)h) + first * f->value_bytes, f->value_dim, NULL, n};
+    table_logits(c->kernels, &k, t->q + h * c->group * f->key_dim, c->group, c->scale, weights, BLOCK);
     for (size_t r = 0; r < c->group; r++) {
         float *const row = weights + r * BLOCK;
         partial[3 * r] = c->kernels->max(row, n);
@@ -74,9 +77,7 @@ static void run_block(void *argument, size_t task, int thread)
         partial[3 * r + 2] = (float)sum;
     }
     memset(values, 0, c->group * f->value_dim * sizeof(*values));
-    c->kernels->weighted_values[f->type](weights, BLOCK, c->group,
-                                         method_cache_values(c, t->layer, (uint32_t)h) + first * f->value_bytes,
-                                         f->value_dim, NULL, n, f->value_dim, values);
+    table_values(c->kernels, &v, weights, BLOCK, c->group, values);
 }
 
 static void merge(void *argument, size_t head, int thread)

@@ -20,6 +20,7 @@ enum {
     VALUES = 16384,    /* 64 KiB of floats */
     TILE = 128,        /* of products */
     MEMORY_ROWS = 1 << 19, /* 128 MiB of bf16 rows */
+    BATCH = 128,           /* rows of a call on rows in memory; the next batch is fetched meanwhile */
     PASSES = 9,
 };
 static const double pass_seconds = 0.02;
@@ -27,8 +28,9 @@ static const double pass_seconds = 0.02;
 typedef struct operands {
     float *q, *out, *x, *y, *size, *spread, *limit, *tile_a, *tile_b, *tile_c;
     uint8_t *flags;
-    uint32_t *index; /* [ROWS], in random order */
     void *rows, *memory;
+    const void **row, **tile_row; /* the rows of `rows` in random order, those of tile_a */
+    const void **memory_row;      /* [MEMORY_ROWS + BATCH] in order, with the first BATCH again */
     volatile float sink;
 } operands;
 
@@ -53,23 +55,21 @@ CASE(score_panels_memory)
         k->score_panels(o->q, HEADS, DIM, (const uint16_t *)o->memory + i * DP_PANEL * DIM, PANELS, o->out,
                         PANELS * DP_PANEL);
 }
-CASE(key_logits_bf16) { k->key_logits[DP_BF16](o->q, HEADS, DIM, o->rows, DIM, NULL, ROWS, 0.1f, o->out, ROWS); }
-CASE(key_logits_bf16_indexed) { k->key_logits[DP_BF16](o->q, HEADS, DIM, o->rows, DIM, o->index, ROWS, 0.1f, o->out, ROWS); }
-CASE(key_logits_f16) { k->key_logits[DP_F16](o->q, HEADS, DIM, o->rows, DIM, NULL, ROWS, 0.1f, o->out, ROWS); }
-CASE(key_logits_f32) { k->key_logits[DP_F32](o->q, HEADS, DIM, o->tile_a, DIM, NULL, TILE, 0.1f, o->out, TILE); }
+CASE(key_logits_bf16) { k->key_logits[DP_BF16](o->q, HEADS, DIM, o->row, ROWS, 0, 0.1f, o->out, ROWS); }
+CASE(key_logits_f16) { k->key_logits[DP_F16](o->q, HEADS, DIM, o->row, ROWS, 0, 0.1f, o->out, ROWS); }
+CASE(key_logits_f32) { k->key_logits[DP_F32](o->q, HEADS, DIM, o->tile_row, TILE, 0, 0.1f, o->out, TILE); }
 CASE(key_logits_bf16_memory)
 {
-    for (size_t i = 0; i < MEMORY_ROWS; i += ROWS)
-        k->key_logits[DP_BF16](o->q, HEADS, DIM, (const uint16_t *)o->memory + i * DIM, DIM, NULL, ROWS, 0.1f, o->out, ROWS);
+    for (size_t i = 0; i < MEMORY_ROWS; i += BATCH)
+        k->key_logits[DP_BF16](o->q, HEADS, DIM, o->memory_row + i, BATCH, BATCH, 0.1f, o->out, BATCH);
 }
-CASE(weighted_values_bf16) { k->weighted_values[DP_BF16](o->x, ROWS, HEADS, o->rows, DIM, NULL, ROWS, DIM, o->out); }
-CASE(weighted_values_bf16_indexed) { k->weighted_values[DP_BF16](o->x, ROWS, HEADS, o->rows, DIM, o->index, ROWS, DIM, o->out); }
-CASE(weighted_values_f16) { k->weighted_values[DP_F16](o->x, ROWS, HEADS, o->rows, DIM, NULL, ROWS, DIM, o->out); }
-CASE(weighted_values_f32) { k->weighted_values[DP_F32](o->x, TILE, HEADS, o->tile_a, DIM, NULL, TILE, DIM, o->out); }
+CASE(weighted_values_bf16) { k->weighted_values[DP_BF16](o->x, ROWS, HEADS, o->row, ROWS, 0, DIM, o->out); }
+CASE(weighted_values_f16) { k->weighted_values[DP_F16](o->x, ROWS, HEADS, o->row, ROWS, 0, DIM, o->out); }
+CASE(weighted_values_f32) { k->weighted_values[DP_F32](o->x, TILE, HEADS, o->tile_row, TILE, 0, DIM, o->out); }
 CASE(weighted_values_bf16_memory)
 {
-    for (size_t i = 0; i < MEMORY_ROWS; i += ROWS)
-        k->weighted_values[DP_BF16](o->x, ROWS, HEADS, (const uint16_t *)o->memory + i * DIM, DIM, NULL, ROWS, DIM, o->out);
+    for (size_t i = 0; i < MEMORY_ROWS; i += BATCH)
+        k->weighted_values[DP_BF16](o->x, BATCH, HEADS, o->memory_row + i, BATCH, BATCH, DIM, o->out);
 }
 CASE(max) { o->sink = k->max(o->x, VALUES); }
 CASE(exp_sum) { o->sink = k->exp_sum(o->y, VALUES, 1); }
@@ -99,12 +99,10 @@ static const bench_case cases[] = {
     ROW_CASE(score_panels, PANELS * DP_PANEL, 2),
     ROW_CASE(score_panels_memory, MEMORY_ROWS, 2),
     ROW_CASE(key_logits_bf16, ROWS, 2),
-    ROW_CASE(key_logits_bf16_indexed, ROWS, 2),
     ROW_CASE(key_logits_f16, ROWS, 2),
     ROW_CASE(key_logits_f32, TILE, 4),
     ROW_CASE(key_logits_bf16_memory, MEMORY_ROWS, 2),
     ROW_CASE(weighted_values_bf16, ROWS, 2),
-    ROW_CASE(weighted_values_bf16_indexed, ROWS, 2),
     ROW_CASE(weighted_values_f16, ROWS, 2),
     ROW_CASE(weighted_values_f32, TILE, 4),
     ROW_CASE(weighted_values_bf16_memory, MEMORY_ROWS, 2),
@@ -200,9 +198,15 @@ static operands create_operands(const dp_kernels *k)
     o.flags = take(VALUES);
     o.rows = take(ROWS * DIM * sizeof(uint16_t));
     o.memory = take((size_t)MEMORY_ROWS * DIM * sizeof(uint16_t));
-    o.index = take(ROWS * sizeof(*o.index));
+    o.row = take(ROWS * sizeof(*o.row));
     for (size_t i = 0; i < ROWS; i++)
-        o.index[i] = (uint32_t)(i * 197 % ROWS);
+        o.row[i] = (const uint16_t *)o.rows + i * 197 % ROWS * DIM;
+    o.tile_row = take(TILE * sizeof(*o.tile_row));
+    for (size_t i = 0; i < TILE; i++)
+        o.tile_row[i] = o.tile_a + i * TILE;
+    o.memory_row = take((MEMORY_ROWS + BATCH) * sizeof(*o.memory_row));
+    for (size_t i = 0; i < MEMORY_ROWS + BATCH; i++)
+        o.memory_row[i] = (const uint16_t *)o.memory + i % MEMORY_ROWS * DIM;
     for (size_t i = 0; i < ROWS * DIM; i += VALUES)
         k->from_f32[DP_BF16]((uint16_t *)o.rows + i, o.x, VALUES);
     for (size_t i = 0; i < (size_t)MEMORY_ROWS * DIM; i += VALUES)

@@ -83,21 +83,24 @@ DP_INLINE __m256i dp_round_to_bf16(__m512 x)
 /* Lane i of the result is the sum of the lanes of v[i], i < 16. */
 DP_INLINE __m512 dp_sum_lanes_16(const __m512 v[16])
 {
-    __m512 quad[4];
+    /* Two vectors become one: a blend takes the lanes of each that stay, a shuffle brings those that join them. */
+    const __m512i by_8 = _mm512_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23);
+    const __m512i by_4 = _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
+    const __m512i by_1 = _mm512_setr_epi32(1, 16, 3, 18, 5, 20, 7, 22, 9, 24, 11, 26, 13, 28, 15, 30);
+    __m512 eight[8], four[4], two[2];
     DP_UNROLL
-    for (size_t i = 0; i < 4; i++) {
-        const __m512 *x = v + 4 * i;
-        const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
-        const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
-        const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-        const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-        quad[i] = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
-    }
-    const __m512 x = _mm512_add_ps(_mm512_shuffle_f32x4(quad[0], quad[1], 0x88),
-                                   _mm512_shuffle_f32x4(quad[0], quad[1], 0xdd));
-    const __m512 y = _mm512_add_ps(_mm512_shuffle_f32x4(quad[2], quad[3], 0x88),
-                                   _mm512_shuffle_f32x4(quad[2], quad[3], 0xdd));
-    return _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+    for (size_t i = 0; i < 8; i++)
+        eight[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xff00, v[i], v[i + 8]),
+                                 _mm512_permutex2var_ps(v[i], by_8, v[i + 8]));
+    DP_UNROLL
+    for (size_t i = 0; i < 4; i++)
+        four[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xf0f0, eight[i], eight[i + 4]),
+                                _mm512_permutex2var_ps(eight[i], by_4, eight[i + 4]));
+    DP_UNROLL
+    for (size_t i = 0; i < 2; i++)
+        two[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, four[i], four[i + 2]),
+                               _mm512_shuffle_ps(four[i], four[i + 2], 0x4e));
+    return _mm512_add_ps(_mm512_mask_blend_ps(0xaaaa, two[0], two[1]), _mm512_permutex2var_ps(two[0], by_1, two[1]));
 }
 
 typedef struct dp_exp_parts {

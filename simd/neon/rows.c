@@ -1,16 +1,16 @@
 /* NEON token attention: logits of key rows, weighted sums of value rows.
  *
  * A row is widened once for up to four heads. Logits of up to 8 (row, head) pairs, each in two vectors, are summed across
- * lanes in transposing reductions; weighted sums stay in up to 16 vectors over a chunk of rows. */
+ * lanes in transposing reductions; weighted sums stay in up to 16 vectors over all rows. */
 #include "neon.h"
 
-#include "../row_chunks.h"
+#include "../row_groups.h"
 
 enum { PAIRS = 8 };
 
-/* logits[h * n_rows + r] = q[h] . row[r]; heads and n_rows are constants, heads * n_rows <= PAIRS. */
-DP_INLINE void logit_tile(const float *q, size_t d, const char *const row[], float logits[PAIRS], float32x4_t scale,
-                          size_t heads, size_t n_rows, dp_type type)
+/* heads * n_rows <= PAIRS. */
+DP_INLINE void logit_tile(const float *q, size_t d, const void *const row[], const void *const next[], float scale,
+                          float out[TILE_PAIRS], size_t heads, size_t n_rows, dp_type type)
 {
     dp_block sum[PAIRS];
     DP_UNROLL
@@ -19,8 +19,10 @@ DP_INLINE void logit_tile(const float *q, size_t d, const char *const row[], flo
     for (size_t j = 0; j < d; j += DP_BLOCK) {
         dp_block k[PAIRS];
         DP_UNROLL
-        for (size_t r = 0; r < n_rows; r++)
+        for (size_t r = 0; r < n_rows; r++) {
+            prefetch_block(next[r], j, DP_BLOCK, type);
             k[r] = dp_load_block(row[r], j, type);
+        }
         DP_UNROLL
         for (size_t h = 0; h < heads; h++) {
             const dp_block x = dp_load_block(q + h * d, j, DP_F32);
@@ -36,30 +38,20 @@ DP_INLINE void logit_tile(const float *q, size_t d, const char *const row[], flo
     DP_UNROLL
     for (size_t i = 0; i < PAIRS; i++)
         total[i] = vaddq_f32(sum[i].first, sum[i].second);
-    vst1q_f32(logits, vmulq_f32(dp_sum_lanes_4(total), scale));
-    vst1q_f32(logits + 4, vmulq_f32(dp_sum_lanes_4(total + 4), scale));
+    vst1q_f32(out, vmulq_n_f32(dp_sum_lanes_4(total), scale));
+    vst1q_f32(out + 4, vmulq_n_f32(dp_sum_lanes_4(total + 4), scale));
 }
 
-/* Logits of the n rows of a chunk for `heads` (a constant) heads. */
-DP_INLINE void logit_chunk(const float *q, size_t d, const row_pointers *pointers, size_t n, float scale, float *out,
-                           size_t out_stride, size_t heads, int prefetch, dp_type type)
+/* Logits for `heads` (a constant) heads. */
+DP_INLINE void group_logits(const float *q, size_t d, const void *const *rows, size_t n, share ahead, float scale,
+                            float *out, size_t out_stride, size_t heads, dp_type type)
 {
-    const size_t tile_rows = heads <= 2 ? 4 : 2;
-    for (size_t i = 0; i < n; i += tile_rows, out += tile_rows) {
-        float logits[PAIRS];
-        if (prefetch)
-            prefetch_ahead(pointers, i, tile_rows, d, type);
-        logit_tile(q, d, pointers->row + i, logits, vdupq_n_f32(scale), heads, tile_rows, type);
-        const size_t stored = n - i < tile_rows ? n - i : tile_rows;
-        for (size_t h = 0; h < heads; h++)
-            for (size_t r = 0; r < stored; r++)
-                out[h * out_stride + r] = logits[h * tile_rows + r];
-    }
+    logits_in_tiles(q, d, rows, n, ahead, scale, out, out_stride, heads, heads <= 2 ? 4 : 2, logit_tile, type);
 }
 
-/* acc[h][j ..] += sum over the n rows of a chunk, `heads` x `blocks` (constants) blocks of columns from j. */
-DP_INLINE void value_tile(const float *w, size_t w_stride, const row_pointers *pointers, size_t n, size_t d, size_t j,
-                          float *acc, size_t heads, size_t blocks, int prefetch, dp_type type)
+/* acc[h][j ..] += sum over the rows, `heads` x `blocks` (constants) blocks of columns from j. */
+DP_INLINE void value_tile(const float *w, size_t w_stride, const void *const *rows, size_t n, share ahead, size_t d,
+                          size_t j, float *acc, size_t heads, size_t blocks, dp_type type)
 {
     dp_block sum[4][8];
     DP_UNROLL
@@ -68,12 +60,12 @@ DP_INLINE void value_tile(const float *w, size_t w_stride, const row_pointers *p
         for (size_t b = 0; b < blocks; b++)
             sum[h][b] = (dp_block){vdupq_n_f32(0), vdupq_n_f32(0)};
     }
+    size_t others = ahead.group;
     for (size_t i = 0; i < n; i++) {
-        const char *const row = pointers->row[i];
-        if (prefetch)
-            prefetch_ahead(pointers, i, 1, d, type);
+        const void *const row = rows[i], *const next = is_turn(&others, ahead) && i < ahead.n ? rows[n + i] : row;
         DP_UNROLL
         for (size_t b = 0; b < blocks; b++) {
+            prefetch_block(next, j + b * DP_BLOCK, DP_BLOCK, type);
             const dp_block v = dp_load_block(row, j + b * DP_BLOCK, type);
             DP_UNROLL
             for (size_t h = 0; h < heads; h++) {
@@ -94,28 +86,28 @@ DP_INLINE void value_tile(const float *w, size_t w_stride, const row_pointers *p
 }
 
 /* All columns for `heads` (a constant) heads: tiles of up to 16 accumulators, then of half as many blocks, down to one. */
-DP_INLINE void value_chunk(const float *w, size_t w_stride, const row_pointers *pointers, size_t n, size_t d,
-                           float *acc, size_t heads, int prefetch, dp_type type)
+DP_INLINE void group_values(const float *w, size_t w_stride, const void *const *rows, size_t n, share ahead, size_t d,
+                            float *acc, size_t heads, dp_type type)
 {
     const size_t blocks = heads == 1 ? 8 : heads == 2 ? 4 : 2;
     size_t j = 0;
     for (; j + blocks * DP_BLOCK <= d; j += blocks * DP_BLOCK)
-        value_tile(w, w_stride, pointers, n, d, j, acc, heads, blocks, prefetch && j == 0, type);
+        value_tile(w, w_stride, rows, n, ahead, d, j, acc, heads, blocks, type);
     if (blocks > 4 && j + 4 * DP_BLOCK <= d) {
-        value_tile(w, w_stride, pointers, n, d, j, acc, heads, 4, prefetch && j == 0, type);
+        value_tile(w, w_stride, rows, n, ahead, d, j, acc, heads, 4, type);
         j += 4 * DP_BLOCK;
     }
     if (blocks > 2 && j + 2 * DP_BLOCK <= d) {
-        value_tile(w, w_stride, pointers, n, d, j, acc, heads, 2, prefetch && j == 0, type);
+        value_tile(w, w_stride, rows, n, ahead, d, j, acc, heads, 2, type);
         j += 2 * DP_BLOCK;
     }
     if (j < d)
-        value_tile(w, w_stride, pointers, n, d, j, acc, heads, 1, prefetch && j == 0, type);
+        value_tile(w, w_stride, rows, n, ahead, d, j, acc, heads, 1, type);
 }
 
-DP_ROWS(f32, DP_F32, point_at_rows)
-DP_ROWS(f16, DP_F16, point_at_rows)
-DP_ROWS(bf16, DP_BF16, point_at_rows)
+DP_ROWS(f32, DP_F32)
+DP_ROWS(f16, DP_F16)
+DP_ROWS(bf16, DP_BF16)
 
 void dp_neon_init_rows(dp_kernels *k)
 {

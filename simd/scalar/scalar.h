@@ -14,11 +14,6 @@ DP_INLINE float dp_element(const void *row, size_t i, dp_type type)
                           : dp_f32_from_bf16(((const uint16_t *)row)[i]);
 }
 
-DP_INLINE const void *dp_row(const void *rows, size_t stride, const uint32_t *index, size_t i, dp_type type)
-{
-    return (const char *)rows + (index ? index[i] : i) * stride * (type == DP_F32 ? 4 : 2);
-}
-
 /* Sum of products in eight interleaved partial sums: a fixed order that compilers can map to vectors. */
 DP_INLINE float dp_dot_interleaved(const float *a, const float *b, size_t n)
 {

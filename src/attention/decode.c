@@ -7,17 +7,6 @@
 
 enum { STAGE_SCORE, STAGE_EXACT, STAGE_SELECT, STAGE_GATHER, STAGE_MERGE, STAGES };
 
-/* Rows per item: 64 KiB take a core a few microseconds, so items even out the heads' different work and still cost
- * little to hand out. Very long contexts get longer items, so that the partial results stay few. */
-enum { ITEM_BYTES = 64 << 10, ITEMS_PER_HEAD = 512 };
-
-static size_t item_tokens(const dp_step *step)
-{
-    const dp_row_format *const f = &step->sequence->format;
-    const size_t even = ITEM_BYTES / (f->key_bytes + f->value_bytes), few = step->layer->n_tokens / ITEMS_PER_HEAD;
-    return even > few ? even : few;
-}
-
 /* Carves the step's memory; run once on an empty scratch to learn the size. */
 static void carve(dp_step *step, dp_scratch *scratch)
 {
@@ -101,19 +90,58 @@ static void arena_heads(const dp_step *step, int arena, size_t *first, size_t *l
 typedef size_t (*count_fn)(const dp_step *step, size_t kv_head);
 typedef void (*task_fn)(const worker *w, size_t kv_head, size_t task);
 
-static void run_stage(const worker *w, int stage, count_fn count, task_fn run)
+/* The tasks of a stage as a member comes by them: of arena number `turn` from its own on, whose heads [h, last) are left
+ * and have tickets from `before` on. */
+typedef struct task_source {
+    int stage, turn;
+    count_fn count;
+    size_t h, last, before;
+} task_source;
+
+static task_source start_stage(int stage, count_fn count)
+{
+    return (task_source){.stage = stage, .turn = -1, .count = count};
+}
+
+/* False when there is no more. */
+static bool take_task(const worker *w, task_source *s, size_t *kv_head, size_t *task)
 {
     dp_step *const step = w->step;
     const int n_arenas = step->sequence->n_arenas;
-    for (int a = 0; a < n_arenas; a++) {
-        const int arena = (w->node + a) % n_arenas;
-        size_t h, last, before = 0;
-        arena_heads(step, arena, &h, &last);
-        for (size_t ticket; h < last;) {
-            ticket = dp_ticket_take(&step->tickets[stage * n_arenas + arena]);
-            while (h < last && ticket - before >= count(step, h)) before += count(step, h++);
-            if (h < last) run(w, h, ticket - before);
+    for (;;) {
+        if (s->h == s->last) {
+            if (++s->turn >= n_arenas) return false;
+            arena_heads(step, (w->node + s->turn) % n_arenas, &s->h, &s->last);
+            s->before = 0;
+            continue;
         }
+        const int arena = (w->node + s->turn) % n_arenas;
+        const size_t ticket = dp_ticket_take(&step->tickets[s->stage * n_arenas + arena]);
+        while (s->h < s->last && ticket - s->before >= s->count(step, s->h)) s->before += s->count(step, s->h++);
+        if (s->h == s->last) continue;
+        *kv_head = s->h;
+        *task = ticket - s->before;
+        return true;
+    }
+}
+
+static void run_stage(const worker *w, int stage, count_fn count, task_fn run)
+{
+    task_source source = start_stage(stage, count);
+    for (size_t h, task; take_task(w, &source, &h, &task);) run(w, h, task);
+}
+
+/* Gathers items numbered from first_item(h) on. A member takes the next item before it works on one, so that the rows at
+ * its start are fetched meanwhile. */
+static void run_gather(const worker *w, int stage, count_fn count, count_fn first_item)
+{
+    task_source source = start_stage(stage, count);
+    dp_gather_task now = {0}, next = {0};
+    size_t h, i;
+    if (take_task(w, &source, &h, &i)) now = (dp_gather_task){&w->step->heads[h], first_item(w->step, h) + i};
+    for (; now.head; now = next, next.head = NULL) {
+        if (take_task(w, &source, &h, &i)) next = (dp_gather_task){&w->step->heads[h], first_item(w->step, h) + i};
+        dp_gather_item(w->step, now, next, w->scratch);
     }
 }
 
@@ -135,13 +163,10 @@ static size_t count_rest(const dp_step *step, size_t h)
 {
     return step->heads[h].n_items - step->heads[h].n_exact_items;
 }
-static void run_exact(const worker *w, size_t h, size_t i)
+static size_t no_items(const dp_step *step, size_t h)
 {
-    dp_gather_item(w->step, &w->step->heads[h], i, w->scratch);
-}
-static void run_rest(const worker *w, size_t h, size_t i)
-{
-    dp_gather_item(w->step, &w->step->heads[h], w->step->heads[h].n_exact_items + i, w->scratch);
+    (void)step, (void)h;
+    return 0;
 }
 
 static size_t count_one(const dp_step *step, size_t h)
@@ -185,13 +210,13 @@ static void step_worker(void *argument, int thread, int n_threads)
     uint64_t t[5];
     t[0] = now_ns();
     if (step->sparse) run_stage(&w, STAGE_SCORE, count_scores, run_score);
-    run_stage(&w, STAGE_EXACT, count_exact, run_exact);
+    run_gather(&w, STAGE_EXACT, count_exact, no_items);
 #pragma omp barrier
     t[1] = now_ns();
     run_stage(&w, STAGE_SELECT, count_one, run_select);
 #pragma omp barrier
     t[2] = now_ns();
-    run_stage(&w, STAGE_GATHER, count_rest, run_rest);
+    run_gather(&w, STAGE_GATHER, count_rest, count_exact);
 #pragma omp barrier
     t[3] = now_ns();
     run_stage(&w, STAGE_MERGE, count_rows, run_merge);
@@ -267,7 +292,6 @@ dp_status dp_decode_observed(dp_sequence *s, uint32_t layer, size_t n_queries, c
     step.q = q;
     step.out = out;
     step.lse = lse;
-    step.item_tokens = item_tokens(&step);
     dp_scratch measured = {0};
     carve(&step, &measured);
     dp_scratch *const scratch = dp_scratch_acquire(rt, measured.used);

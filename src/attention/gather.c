@@ -6,8 +6,8 @@
 #include "attention/step.h"
 
 enum {
-    BATCH_ROWS = 128, /* rows whose logits are taken together before their values: K and V of a batch stay in L1/L2 */
-    MEANS_PER_BATCH = 256,
+    BATCH_ROWS = 64,        /* most rows whose logits are taken together before their values */
+    BATCH_BYTES = 64 << 10, /* of a batch's keys and values: this one and the next stay in L2 */
 };
 
 /* A partial is [rows][2] maximum and sum, then [rows][value_dim] values, relative to exp(maximum). */
@@ -16,26 +16,16 @@ static float *accumulators(const dp_step *step, float *partial)
     return partial + 2 * step->rows;
 }
 
+/* A thread's memory. The lists hold the batch at work, then the one after it, whose rows are fetched meanwhile. */
 typedef struct gather_scratch {
-    float *weights;  /* [rows][BATCH_ROWS or MEANS_PER_BATCH] */
-    uint32_t *index; /* [MEANS_PER_BATCH] */
+    const void *keys[2 * BATCH_ROWS], *values[2 * BATCH_ROWS];
+    uint32_t positions[2 * BATCH_ROWS];
+    float weights[]; /* [rows][BATCH_ROWS] */
 } gather_scratch;
-
-static size_t weights_bytes(const dp_step *step)
-{
-    return step->rows * MEANS_PER_BATCH * sizeof(float);
-}
 
 size_t dp_gather_scratch_bytes(const dp_step *step)
 {
-    return weights_bytes(step) + MEANS_PER_BATCH * sizeof(uint32_t);
-}
-
-/* The next piece's keys and values are one run in a cluster; the hardware does not see across runs. */
-static void prefetch(const dp_piece *piece, const dp_row_format *f)
-{
-    const size_t bytes = piece->n * (f->key_bytes + f->value_bytes);
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(piece->k + i, 0, 2);
+    return sizeof(gather_scratch) + step->rows * BATCH_ROWS * sizeof(float);
 }
 
 /* Brings the running maximum of a row up to the batch's and turns its logits into weights. */
@@ -53,58 +43,109 @@ static void weigh(const dp_step *step, float *state, float *values, float *logit
     state[1] += step->kernels->exp_sum(logits, n, state[0]);
 }
 
-static void gather_pieces(const dp_step *step, const dp_head_step *h, const dp_item *item, float *partial,
-                          const gather_scratch *scratch)
+/* A place in a head's pieces, and rows from there on that the same query rows see: those from first_row. */
+typedef struct cursor {
+    size_t piece, row;
+} cursor;
+typedef struct batch {
+    size_t n, first_row;
+} batch;
+
+static batch list_batch(const dp_row_format *f, const dp_piece *pieces, size_t last, cursor *at, const void **keys,
+                        const void **values)
 {
+    const size_t fitting = BATCH_BYTES / (f->key_bytes + f->value_bytes);
+    const size_t most = fitting < BATCH_ROWS ? fitting : BATCH_ROWS;
+    batch b = {0};
+    if (at->piece == last) return b;
+    b.first_row = pieces[at->piece].first_row;
+    while (at->piece < last && pieces[at->piece].first_row == b.first_row && b.n < most) {
+        const dp_piece *const piece = &pieces[at->piece];
+        for (; at->row < piece->n && b.n < most; at->row++, b.n++) {
+            keys[b.n] = piece->k + at->row * f->key_bytes;
+            values[b.n] = piece->v + at->row * f->value_bytes;
+        }
+        if (at->row == piece->n) *at = (cursor){.piece = at->piece + 1};
+    }
+    return b;
+}
+
+/* Lists the rows that a task reads first, as far as they are of use to the pass over keys and to that over values that
+ * go before it; returns how many. */
+static size_t list_start(const dp_step *step, dp_gather_task task, const void **keys, const void **values)
+{
+    if (!task.head) return 0;
+    const dp_item *const item = &task.head->items[task.item];
+    if (!item->estimated)
+        return list_batch(&step->sequence->format, task.head->pieces, item->last, &(cursor){.piece = item->first}, keys,
+                          values)
+            .n;
+    size_t n = 0;
+    for (size_t i = item->first; i < item->last && n < BATCH_ROWS; i++, n++) {
+        const dp_estimated *const estimated = &task.head->estimated[i];
+        const dp_segment *const segment = &task.head->head->segments[estimated->segment];
+        keys[n] = values[n] = segment->mean_values + (size_t)estimated->cluster * step->sequence->format.value_dim;
+    }
+    return n;
+}
+
+static void gather_pieces(const dp_step *step, dp_gather_task task, dp_gather_task next_task, float *partial,
+                          gather_scratch *scratch)
+{
+    const dp_head_step *const h = task.head;
+    const dp_item *const item = &h->items[task.item];
     const dp_row_format *const f = &step->sequence->format;
     const dp_kernels *const kernels = step->kernels;
-    float *const values = accumulators(step, partial);
-    for (size_t i = item->first; i < item->last;) {
-        const size_t first_row = h->pieces[i].first_row, rows = step->rows - first_row;
-        size_t n = 0, last = i;
-        while (last < item->last && h->pieces[last].first_row == first_row && n + h->pieces[last].n <= BATCH_ROWS) {
-            const dp_piece *const piece = &h->pieces[last++];
-            if (last < item->last) prefetch(&h->pieces[last], f);
-            kernels->key_logits[f->type](h->q + first_row * f->key_dim, rows, f->key_dim, piece->k, f->key_dim, NULL,
-                                         piece->n, step->sequence->scale, scratch->weights + n, BATCH_ROWS);
-            n += piece->n;
-        }
+    const void **const keys = scratch->keys, **const values = scratch->values;
+    cursor at = {.piece = item->first};
+    batch now = list_batch(f, h->pieces, item->last, &at, keys, values);
+    while (now.n) {
+        const batch next = list_batch(f, h->pieces, item->last, &at, keys + now.n, values + now.n);
+        const size_t ahead = next.n ? next.n : list_start(step, next_task, keys + now.n, values + now.n);
+        const size_t rows = step->rows - now.first_row;
+        float *const state = partial + 2 * now.first_row;
+        float *const sums = accumulators(step, partial) + now.first_row * f->value_dim;
+        kernels->key_logits[f->type](h->q + now.first_row * f->key_dim, rows, f->key_dim, keys, now.n, ahead,
+                                     step->sequence->scale, scratch->weights, BATCH_ROWS);
         for (size_t r = 0; r < rows; r++)
-            weigh(step, partial + 2 * (first_row + r), values + (first_row + r) * f->value_dim,
-                  scratch->weights + r * BATCH_ROWS, n);
-        n = 0;
-        for (; i < last; i++) {
-            const dp_piece *const piece = &h->pieces[i];
-            kernels->weighted_values[f->type](scratch->weights + n, BATCH_ROWS, rows, piece->v, f->value_dim, NULL,
-                                              piece->n, f->value_dim, values + first_row * f->value_dim);
-            n += piece->n;
-        }
+            weigh(step, state + 2 * r, sums + r * f->value_dim, scratch->weights + r * BATCH_ROWS, now.n);
+        kernels->weighted_values[f->type](scratch->weights, BATCH_ROWS, rows, values, now.n, ahead, f->value_dim, sums);
+        memmove(keys, keys + now.n, next.n * sizeof *keys);
+        memmove(values, values + now.n, next.n * sizeof *values);
+        now = next;
     }
 }
 
-static void gather_means(const dp_step *step, const dp_head_step *h, const dp_item *item, float *partial,
-                         const gather_scratch *scratch)
+static void gather_means(const dp_step *step, dp_gather_task task, dp_gather_task next_task, float *partial,
+                         gather_scratch *scratch)
 {
+    const dp_head_step *const h = task.head;
+    const dp_item *const item = &h->items[task.item];
     const size_t dim = step->sequence->format.value_dim;
     for (size_t r = 0; r < step->rows; r++) partial[2 * r] = h->reference[r];
-    uint32_t segment = 0;
-    size_t position = 0; /* of the segment's first cluster */
-    for (size_t i = item->first; i < item->last;) {
-        for (; segment < h->estimated[i].segment; segment++)
-            position += (size_t)h->head->segments[segment].n_panels * DP_PANEL;
-        size_t n = 0;
-        for (; i < item->last && h->estimated[i].segment == segment && n < MEANS_PER_BATCH; i++)
-            scratch->index[n++] = h->estimated[i].cluster;
+    uint32_t segment = 0, position = 0; /* of the segment's first cluster */
+    size_t n = 0;                       /* listed */
+    for (size_t i = item->first; i < item->last || n;) {
+        for (; i < item->last && n < 2 * BATCH_ROWS; i++, n++) {
+            const dp_estimated *const estimated = &h->estimated[i];
+            for (; segment < estimated->segment; segment++) position += h->head->segments[segment].n_panels * DP_PANEL;
+            scratch->values[n] = h->head->segments[segment].mean_values + (size_t)estimated->cluster * dim;
+            scratch->positions[n] = position + estimated->cluster;
+        }
+        const size_t now = n < BATCH_ROWS ? n : BATCH_ROWS;
         for (size_t r = 0; r < step->rows; r++) {
-            const float *const mass = h->mass + r * h->n_positions + position;
-            float *const weights = scratch->weights + r * MEANS_PER_BATCH;
+            const float *const mass = h->mass + r * h->n_positions;
+            float *const weights = scratch->weights + r * BATCH_ROWS;
             float sum = 0;
-            for (size_t j = 0; j < n; j++) sum += weights[j] = mass[scratch->index[j]];
+            for (size_t j = 0; j < now; j++) sum += weights[j] = mass[scratch->positions[j]];
             partial[2 * r + 1] += sum;
         }
-        step->kernels->weighted_values[DP_BF16](scratch->weights, MEANS_PER_BATCH, step->rows,
-                                                h->head->segments[segment].mean_values, dim, scratch->index, n, dim,
-                                                accumulators(step, partial));
+        n -= now;
+        const size_t ahead = n ? n : list_start(step, next_task, scratch->values + now, scratch->keys);
+        step->kernels->weighted_values[DP_BF16](scratch->weights, BATCH_ROWS, step->rows, scratch->values, now, ahead,
+                                                dim, accumulators(step, partial));
+        memmove(scratch->values, scratch->values + now, n * sizeof *scratch->values);
+        memmove(scratch->positions, scratch->positions + now, n * sizeof *scratch->positions);
     }
     /* Where all masses underflowed there is nothing, and the reference must not pass for a logit that is there. */
     for (size_t r = 0; r < step->rows; r++) {
@@ -115,18 +156,16 @@ static void gather_means(const dp_step *step, const dp_head_step *h, const dp_it
     }
 }
 
-void dp_gather_item(const dp_step *step, const dp_head_step *h, size_t number, void *memory)
+void dp_gather_item(const dp_step *step, dp_gather_task task, dp_gather_task next, void *scratch)
 {
-    const gather_scratch scratch = {.weights = memory, .index = (void *)((char *)memory + weights_bytes(step))};
-    const dp_item *const item = &h->items[number];
-    float *const partial = h->partials + number * dp_partial_floats(step);
+    float *const partial = task.head->partials + task.item * dp_partial_floats(step);
     for (size_t r = 0; r < step->rows; r++) {
         partial[2 * r] = -INFINITY;
         partial[2 * r + 1] = 0;
     }
     memset(accumulators(step, partial), 0, step->rows * step->sequence->format.value_dim * sizeof *partial);
-    if (item->estimated)
-        gather_means(step, h, item, partial, &scratch);
+    if (task.head->items[task.item].estimated)
+        gather_means(step, task, next, partial, scratch);
     else
-        gather_pieces(step, h, item, partial, &scratch);
+        gather_pieces(step, task, next, partial, scratch);
 }

@@ -83,7 +83,6 @@ typedef struct dp_step {
     dp_score_task *tasks;
     float *task_max; /* [n_tasks][rows] */
     size_t n_tasks;
-    size_t item_tokens;
     char *thread_scratch; /* [n_threads][thread_bytes] */
     size_t thread_bytes;
     dp_ticket *tickets; /* [STAGES][n_arenas] */
@@ -123,7 +122,11 @@ void dp_select(const dp_step *step, dp_head_step *head);
 
 /* gather.c */
 size_t dp_gather_scratch_bytes(const dp_step *step);
-void dp_gather_item(const dp_step *step, const dp_head_step *head, size_t item, void *scratch);
+typedef struct dp_gather_task {
+    const dp_head_step *head; /* NULL: none */
+    size_t item;
+} dp_gather_task;
+void dp_gather_item(const dp_step *step, dp_gather_task task, dp_gather_task next, void *scratch);
 
 /* merge.c */
 void dp_merge_row(const dp_step *step, size_t kv_head, size_t row);

@@ -26,13 +26,11 @@ static rows make_rows(size_t n, size_t d, dp_type type, contents kind, int index
     float x[DP_MAX_DIM];
     for (size_t i = 0; i < stored; i++) {
         fill(x, d, kind == SPECIAL && i % 3 ? ORDINARY : kind);
-        for (size_t j = 0; j < d; j++)
-            oracle_store(r.data, i * r.stride + j, x[j], type);
+        for (size_t j = 0; j < d; j++) oracle_store(r.data, i * r.stride + j, x[j], type);
     }
     if (indexed) {
         r.index = allocate(n * sizeof *r.index);
-        for (size_t i = 0; i < n; i++)
-            r.index[i] = (uint32_t)random_below(stored);
+        for (size_t i = 0; i < n; i++) r.index[i] = (uint32_t)random_below(stored);
         if (n) /* the row at the end of the page is read */
             r.index[random_below(n)] = (uint32_t)(stored - 1);
     }
@@ -42,6 +40,15 @@ static rows make_rows(size_t n, size_t d, dp_type type, contents kind, int index
 static const void *row_of(const rows *r, size_t i)
 {
     return r->data + (r->index ? r->index[i] : i) * r->stride * type_size(r->type);
+}
+
+/* The rows of a copy of the data, and `ahead` rows that may be fetched but not read. */
+static const void **point_at(const rows *r, const unsigned char *data, size_t ahead)
+{
+    const void **const pointers = allocate((r->n + ahead) * sizeof *pointers);
+    for (size_t i = 0; i < r->n; i++) pointers[i] = data + ((const unsigned char *)row_of(r, i) - r->data);
+    for (size_t i = 0; i < ahead; i++) pointers[r->n + i] = (const void *)(uintptr_t)(64 * i); /* nobody's memory */
+    return pointers;
 }
 
 static void check_key_logits(size_t heads, const rows *r, contents kind)
@@ -56,10 +63,10 @@ static void check_key_logits(size_t heads, const rows *r, contents kind)
     for (size_t run = 0; run < 2; run++) {
         const size_t shift = run ? random_shift(4) : 0;
         results[run] = place(NULL, out_bytes, shift);
-        kernels.key_logits[r->type](place(q, heads * d * sizeof *q, shift), heads, d,
-                                    place(r->data, r->bytes, run ? random_shift(type_size(r->type)) : 0), r->stride,
-                                    r->index ? place(r->index, n * sizeof *r->index, shift) : NULL, n, scale,
-                                    results[run], out_stride);
+        const size_t ahead = run ? random_below(2 * n + 2) : 0;
+        const void *const data = place(r->data, r->bytes, run ? random_shift(type_size(r->type)) : 0);
+        kernels.key_logits[r->type](place(q, heads * d * sizeof *q, shift), heads, d, point_at(r, data, ahead), n,
+                                    ahead, scale, results[run], out_stride);
     }
     expect_same("key_logits", results[0], results[1], out_bytes);
     for (size_t h = 0; h < heads; h++) {
@@ -79,18 +86,17 @@ static void check_weighted_values(size_t heads, const rows *r, contents kind)
     const size_t w_count = heads ? (heads - 1) * w_stride + n : 0, acc_bytes = heads * d * sizeof(float);
     float *const w = allocate(w_count * sizeof *w), *const acc = allocate(acc_bytes);
     memset(w, 0xff, w_count * sizeof *w);
-    for (size_t h = 0; h < heads; h++)
-        fill(w + h * w_stride, n, kind == SPECIAL ? ORDINARY : kind);
+    for (size_t h = 0; h < heads; h++) fill(w + h * w_stride, n, kind == SPECIAL ? ORDINARY : kind);
     fill(acc, heads * d, ORDINARY);
 
     float *results[2];
     for (size_t run = 0; run < 2; run++) {
         const size_t shift = run ? random_shift(4) : 0;
         results[run] = place(acc, acc_bytes, shift);
+        const size_t ahead = run ? random_below(2 * n + 2) : 0;
+        const void *const data = place(r->data, r->bytes, run ? random_shift(type_size(r->type)) : 0);
         kernels.weighted_values[r->type](place(w, w_count * sizeof *w, shift), w_stride, heads,
-                                         place(r->data, r->bytes, run ? random_shift(type_size(r->type)) : 0),
-                                         r->stride, r->index ? place(r->index, n * sizeof *r->index, shift) : NULL, n,
-                                         d, results[run]);
+                                         point_at(r, data, ahead), n, ahead, d, results[run]);
     }
     expect_same("weighted_values", results[0], results[1], acc_bytes);
     for (size_t h = 0; h < heads; h++)

@@ -1,0 +1,139 @@
+/* Token attention in groups of heads: what the vector ISAs' rows.c share. A row serves up to GROUP heads while it is in
+ * registers; all rows pass once per group, and meanwhile the rows ahead are fetched. The arithmetic, group_logits() and
+ * group_values(), is each ISA's.
+ * Everything is static: an ISA's object must not export code that other translation units could pick up. */
+#ifndef DP_SIMD_ROW_GROUPS_H
+#define DP_SIMD_ROW_GROUPS_H
+
+#include <string.h>
+
+#include "inline.h"
+#include "kernels.h"
+
+enum {
+    GROUP = 4,      /* most heads that a row is widened for */
+    TILE_ROWS = 8,  /* most rows of a tile of logits */
+    TILE_PAIRS = 16 /* most (row, head) pairs of a tile */
+};
+
+/* What a group fetches of the n rows ahead: every `groups`-th, so that memory has work during the passes of all groups. */
+typedef struct share {
+    size_t n, groups, group;
+} share;
+
+/* To be asked at every step, with *others = ahead.group at first: is it this group's turn? */
+DP_INLINE int is_turn(size_t *others, share ahead)
+{
+    const int turn = *others == 0;
+    *others = turn ? ahead.groups - 1 : *others - 1;
+    return turn;
+}
+
+/* Fetches the lines that begin in the block of `block` elements from j on, into L2: the row is a batch ahead. */
+DP_INLINE void prefetch_block(const void *row, size_t j, size_t block, dp_type type)
+{
+    const size_t element = type == DP_F32 ? 4 : 2, bytes = block * element;
+    const char *const first = (const char *)row + j * element;
+    if (bytes < 64 && j * element % 64 != 0)
+        return;
+    for (size_t offset = 0; offset < bytes; offset += 64)
+        __builtin_prefetch(first + offset, 0, 2);
+}
+
+/* out[h * n_rows + r] = scale * q[h] . row[r], with next[r] fetched; heads and n_rows are constants. */
+typedef void logit_tile_fn(const float *q, size_t d, const void *const row[], const void *const next[], float scale,
+                           float out[TILE_PAIRS], size_t heads, size_t n_rows, dp_type type);
+
+DP_INLINE void logits_in_tiles(const float *q, size_t d, const void *const *rows, size_t n, share ahead, float scale,
+                               float *out, size_t out_stride, size_t heads, size_t tile_rows, logit_tile_fn *tile,
+                               dp_type type)
+{
+    _Alignas(64) float logits[TILE_PAIRS];
+    size_t i = 0, others = ahead.group;
+    for (; i + tile_rows <= n; i += tile_rows) {
+        /* Where nothing is to be fetched the row itself: no harm, and no branch. */
+        const int fetches = is_turn(&others, ahead) && i + tile_rows <= ahead.n;
+        const void *const *const row = rows + i, *const *const next = fetches ? row + n : row;
+        tile(q, d, row, next, scale, logits, heads, tile_rows, type);
+        DP_UNROLL
+        for (size_t h = 0; h < heads; h++)
+            memcpy(out + h * out_stride + i, logits + h * tile_rows, tile_rows * sizeof *logits);
+    }
+    if (i == n)
+        return;
+    const void *last[TILE_ROWS]; /* what is left, and its end again */
+    for (size_t r = 0; r < tile_rows; r++)
+        last[r] = rows[i + r < n ? i + r : n - 1];
+    tile(q, d, last, last, scale, logits, heads, tile_rows, type);
+    for (size_t h = 0; h < heads; h++)
+        for (size_t r = 0; i + r < n; r++)
+            out[h * out_stride + i + r] = logits[h * tile_rows + r];
+}
+
+/* Each number of heads and each type is a function of its own: inlined into one, they would compete for registers. */
+typedef void group_logits_fn(const float *q, size_t d, const void *const *rows, size_t n, share ahead, float scale,
+                             float *out, size_t out_stride);
+typedef void group_values_fn(const float *w, size_t w_stride, const void *const *rows, size_t n, share ahead, size_t d,
+                             float *acc);
+
+DP_INLINE void key_logits(const float *q, size_t heads, size_t d, const void *const *rows, size_t n, size_t ahead,
+                          float scale, float *out, size_t out_stride, group_logits_fn *const groups[GROUP])
+{
+    share s = {.n = ahead, .groups = (heads + GROUP - 1) / GROUP};
+    for (size_t h = 0; h < heads; h += GROUP, s.group++)
+        groups[heads - h < GROUP ? heads - h - 1 : GROUP - 1](q + h * d, d, rows, n, s, scale, out + h * out_stride,
+                                                              out_stride);
+}
+
+DP_INLINE void weighted_values(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n,
+                               size_t ahead, size_t d, float *acc, group_values_fn *const groups[GROUP])
+{
+    share s = {.n = ahead, .groups = (heads + GROUP - 1) / GROUP};
+    for (size_t h = 0; h < heads; h += GROUP, s.group++)
+        groups[heads - h < GROUP ? heads - h - 1 : GROUP - 1](w + h * w_stride, w_stride, rows, n, s, d, acc + h * d);
+}
+
+/* The usual d = 128 as a constant lets the loops over blocks unroll. */
+#define DP_GROUPS(name, type, heads)                                                                                   \
+    static __attribute__((noinline)) void group_logits_##name##_##heads##_128(                                         \
+        const float *q, const void *const *rows, size_t n, share ahead, float scale, float *out, size_t out_stride)    \
+    {                                                                                                                  \
+        group_logits(q, 128, rows, n, ahead, scale, out, out_stride, heads, type);                                     \
+    }                                                                                                                  \
+    static __attribute__((noinline)) void group_logits_##name##_##heads(                                               \
+        const float *q, size_t d, const void *const *rows, size_t n, share ahead, float scale, float *out,             \
+        size_t out_stride)                                                                                             \
+    {                                                                                                                  \
+        if (d == 128)                                                                                                  \
+            group_logits_##name##_##heads##_128(q, rows, n, ahead, scale, out, out_stride);                            \
+        else                                                                                                           \
+            group_logits(q, d, rows, n, ahead, scale, out, out_stride, heads, type);                                   \
+    }                                                                                                                  \
+    static __attribute__((noinline)) void group_values_##name##_##heads(                                               \
+        const float *w, size_t w_stride, const void *const *rows, size_t n, share ahead, size_t d, float *acc)         \
+    {                                                                                                                  \
+        group_values(w, w_stride, rows, n, ahead, d, acc, heads, type);                                                \
+    }
+
+/* key_logits_NAME and weighted_values_NAME for rows of `type`. */
+#define DP_ROWS(name, type)                                                                                            \
+    DP_GROUPS(name, type, 1)                                                                                           \
+    DP_GROUPS(name, type, 2)                                                                                           \
+    DP_GROUPS(name, type, 3)                                                                                           \
+    DP_GROUPS(name, type, 4)                                                                                           \
+    static void key_logits_##name(const float *q, size_t heads, size_t d, const void *const *rows, size_t n,           \
+                                  size_t ahead, float scale, float *out, size_t out_stride)                            \
+    {                                                                                                                  \
+        static group_logits_fn *const groups[GROUP] = {group_logits_##name##_1, group_logits_##name##_2,               \
+                                                       group_logits_##name##_3, group_logits_##name##_4};              \
+        key_logits(q, heads, d, rows, n, ahead, scale, out, out_stride, groups);                                       \
+    }                                                                                                                  \
+    static void weighted_values_##name(const float *w, size_t w_stride, size_t heads, const void *const *rows,         \
+                                       size_t n, size_t ahead, size_t d, float *acc)                                   \
+    {                                                                                                                  \
+        static group_values_fn *const groups[GROUP] = {group_values_##name##_1, group_values_##name##_2,               \
+                                                       group_values_##name##_3, group_values_##name##_4};              \
+        weighted_values(w, w_stride, heads, rows, n, ahead, d, acc, groups);                                           \
+    }
+
+#endif
