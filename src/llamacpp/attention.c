@@ -204,22 +204,26 @@ static bool taken(const stream_step *step, const cell_list *list)
     return list->used == step->layer->calls;
 }
 
-/* The list that has most in common with what the mask shows, cut back to that; or a new one. */
-static cell_list *adapt(stream_step *step, const uint16_t *mask)
+/* The list that has most in common with what the mask shows, cut back to that where it loses little; else a new one
+ * that shares what is common: the rest may belong to another sequence. */
+static cell_list *adapt(const stream_step *step, const uint16_t *mask)
 {
     cell_list *best = NULL;
     uint32_t common = 0;
     for (uint32_t l = 0; l < step->stream->n_lists; l++) {
         cell_list *const list = step->stream->list[l];
-        if (taken(step, list)) continue;
         const uint32_t n = list_common(list, mask, step->n_kv);
-        if (n <= common || list->n - n > SPARE_TOKENS) continue;
+        if (n < common || (n == common && (n == 0 || list->n >= best->n))) continue;
         best = list;
         common = n;
     }
-    if (!best) return cache_new_list(step->layer, step->stream);
-    list_truncate(best, common);
-    return best;
+    if (best && !taken(step, best) && best->n - common <= SPARE_TOKENS) {
+        list_truncate(best, common);
+        return best;
+    }
+    cell_list *const fresh = cache_new_list(step->layer, step->stream, best);
+    if (fresh && best) list_fork(fresh, best, common);
+    return fresh;
 }
 
 /* Makes a list what the group's last row sees, whatever happened: new cells come in order of their numbers, the

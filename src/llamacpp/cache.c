@@ -263,12 +263,12 @@ void cache_sleep(cache_layer *layer)
     drop_lists(layer);
 }
 
-cell_list *cache_new_list(cache_layer *layer, cache_stream *stream)
+cell_list *cache_new_list(cache_layer *layer, cache_stream *stream, const cell_list *keep)
 {
     cell_list **oldest = NULL;
     for (uint32_t l = 0; l < stream->n_lists; l++) {
         cell_list **const list = &stream->list[l];
-        if ((*list)->used == layer->calls) continue; /* it serves this very step */
+        if (*list == keep || (*list)->used == layer->calls) continue; /* it serves this very step */
         if (!(*list)->n) return *list;
         if (!oldest || (*list)->used < (*oldest)->used) oldest = list;
     }

@@ -47,8 +47,8 @@ void cache_changed(const struct ggml_tensor *tensor);
 /* Gives all lists up. */
 void cache_sleep(cache_layer *layer);
 
-/* An empty list; where there are too many, in place of the one that has not served for longest. NULL where there is no
- * memory, or all serve this step. */
-cell_list *cache_new_list(cache_layer *layer, cache_stream *stream);
+/* An empty list, not `keep`; where there are too many, in place of the one that has not served for longest. NULL where
+ * there is no memory, or all serve this step. */
+cell_list *cache_new_list(cache_layer *layer, cache_stream *stream, const cell_list *keep);
 
 #endif

@@ -2,15 +2,12 @@
 #include "llamacpp/list.h"
 
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "llamacpp/plugin.h"
 
 enum { CHUNK = 512, RUNTIMES = 8 };
-
-static _Atomic uint64_t charged_bytes; /* by all copies, against plugin_settings.memory */
 
 cell_list *list_create(uint32_t n_cells)
 {
@@ -32,8 +29,6 @@ static void drop_copy(cell_list *list)
     dp_sequence_free(list->sequence);
     list->sequence = NULL;
     list->copied = 0;
-    atomic_fetch_sub(&charged_bytes, list->charged);
-    list->charged = 0;
 }
 
 void list_free(cell_list *list)
@@ -63,6 +58,17 @@ void list_forget(cell_list *list, uint32_t cell)
     while (list->cell[--i] != cell) {
     }
     list_truncate(list, i);
+}
+
+void list_fork(cell_list *list, const cell_list *from, uint32_t n)
+{
+    list_truncate(list, 0);
+    drop_copy(list);
+    for (uint32_t i = 0; i < n; i++) list_push(list, from->cell[i]);
+    /* Without a copy the tokens are read from the cache once more. */
+    if (!from->sequence || dp_sequence_fork(from->sequence, &list->sequence)) return;
+    list->copied = from->copied < n ? from->copied : n;
+    list->n_threads = from->n_threads;
 }
 
 void list_push(cell_list *list, uint32_t cell)
@@ -101,6 +107,7 @@ static dp_runtime *runtime_of(int n_threads)
             dp_runtime_config config;
             dp_runtime_config_init(&config);
             config.n_threads = n_threads;
+            config.memory_limit = plugin.settings.memory;
             if (dp_runtime_create(&config, &made[i].runtime)) break;
             made[i].n_threads = n_threads;
         }
@@ -154,34 +161,15 @@ static bool append(cell_list *list, const list_shape *shape, const list_rows *ro
     return true;
 }
 
-/* Bytes that so many tokens take: 16-bit rows and their index. */
-static uint64_t copy_bytes(const list_shape *shape, uint64_t tokens)
-{
-    return tokens * shape->kv_heads * (shape->key_dim + shape->value_dim) * 2 * 23 / 20;
-}
-
-static bool charge(cell_list *list, const list_shape *shape)
-{
-    const uint64_t bytes = copy_bytes(shape, list->n);
-    if (bytes <= list->charged) return true;
-    const uint64_t more = bytes - list->charged;
-    if (atomic_fetch_add(&charged_bytes, more) + more > plugin.settings.memory) {
-        atomic_fetch_sub(&charged_bytes, more);
-        return false;
-    }
-    list->charged = bytes;
-    return true;
-}
-
 bool list_copy(cell_list *list, const list_shape *shape, const list_rows *rows, uint32_t fresh, int n_threads)
 {
-    if (list->sequence && dp_sequence_tokens(list->sequence, 0) != list->copied) drop_copy(list);
+    if (list->sequence && dp_sequence_truncate(list->sequence, 0, list->copied)) drop_copy(list);
     /* A prompt may be read by more threads than decode: what decodes is what counts. */
     if (list->sequence && fresh && list->n_threads != n_threads) drop_copy(list);
     if (list->copied == list->n) return true;
     float *const buffer =
         malloc((size_t)CHUNK * shape->kv_heads * (shape->key_dim + shape->value_dim) * sizeof *buffer);
-    bool ok = buffer && charge(list, shape) && (list->sequence || open_copy(list, shape, n_threads));
+    bool ok = buffer && (list->sequence || open_copy(list, shape, n_threads));
     while (ok && list->copied < list->n) {
         uint32_t n = list->n - list->copied;
         if (n > fresh) n -= fresh;

@@ -18,7 +18,6 @@ typedef struct cell_list {
     uint32_t copied;       /* first tokens of the sequence that are still those of the list */
     dp_sequence *sequence; /* one layer; NULL until the first copy */
     int n_threads;         /* of the sequence's runtime */
-    uint64_t charged;      /* bytes of the limit that the copy takes */
     uint64_t used;         /* when it last served, to find the one to give up */
 } cell_list;
 
@@ -45,6 +44,9 @@ void list_truncate(cell_list *list, uint32_t n);
 
 /* Forgets a cell that is being overwritten, and what was written after it. */
 void list_forget(cell_list *list, uint32_t cell);
+
+/* Makes a list the first n tokens of another; the index is shared. */
+void list_fork(cell_list *list, const cell_list *from, uint32_t n);
 
 /* Adds a cell that is not in the list. */
 void list_push(cell_list *list, uint32_t cell);
