@@ -104,5 +104,14 @@ expect 0 '"methods": \[' run --model "$model" --prompt "$prompt" -n 2 --json --b
 expect 0 '"version": ' info --json
 expect 0 '^ISA ' info
 
+# Starting llama.cpp's programs: any program will do to see what is set up for it.
+expect 2 'program is missing' llama
+expect 2 'program is missing' llama --plugin /dev/null --
+expect 1 'no plugin /nowhere' llama --plugin /nowhere -- env
+expect 1 'no program /nowhere' llama --plugin /dev/null -- /nowhere
+expect 0 '^GGML_BACKEND_PATH=/dev/null$' llama --plugin /dev/null -- env
+expect 0 '^LD_PRELOAD=/dev/null$' llama --plugin /dev/null env
+expect 3 '^$' llama --plugin /dev/null -- sh -c 'echo; exit 3'
+
 [ "$failed" -eq 0 ] && echo "all as expected"
 exit "$failed"

@@ -18,6 +18,7 @@ static const command commands[] = {
     {"eval", "Compare methods of attention with dense attention: accuracy against bytes", cmd_eval},
     {"convert", "Make a GGUF file from a folder with safetensors", cmd_convert},
     {"bench", "Measure the decode step, dense and with Double-P, on this machine", cmd_bench},
+    {"llama", "Start a program of llama.cpp's with Double-P attention", cmd_llama},
     {"info", "Show this machine and this build, measure bandwidth and peak", cmd_info},
 };
 
