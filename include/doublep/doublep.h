@@ -329,6 +329,29 @@ DP_API dp_status dp_prefill(dp_sequence *sequence, uint32_t layer, size_t n_quer
 DP_API dp_status dp_decode(dp_sequence *sequence, uint32_t layer, size_t n_queries, const float *q,
                            const dp_attention_params *params, float *out, float *lse, dp_attention_stats *stats);
 
+/* Decoding for several sequences at once, as a server does: one start of the team for all, its threads share the work of
+ * all requests, whatever the lengths. Every request is a dp_decode with its own sequence, layer, queries and parameters,
+ * and gives the same bits as alone. A sequence may occur more than once. */
+typedef struct dp_decode_request {
+    uint32_t struct_size;
+    uint32_t layer;             /* default 0 */
+    dp_sequence *sequence;      /* of the runtime of the call */
+    size_t n_queries;           /* default 1 */
+    const float *q;             /* this and the others as in dp_decode */
+    const dp_attention_params *params; /* default NULL */
+    float *out;
+    float *lse;                 /* default NULL */
+    dp_attention_stats *stats;  /* default NULL; the ns_* are those of the whole call */
+} dp_decode_request;
+
+DP_API void dp_decode_request_init(dp_decode_request *request);
+
+/* Runs n_requests requests, an array of which each was initialised; n_requests = 0 does nothing. The sequences are in use
+ * by the calling thread during the call. Either all requests are done or, after an error, none: nothing is written then,
+ * and the message names the request ("dp_decode_batch: request 3: ..."). Allocates as dp_decode does.
+ * Errors: DP_ERR_INVALID (as dp_decode, and a sequence of another runtime), DP_ERR_NO_MEMORY. */
+DP_API dp_status dp_decode_batch(dp_runtime *runtime, size_t n_requests, const dp_decode_request *requests);
+
 #ifdef __cplusplus
 }
 #endif

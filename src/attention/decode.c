@@ -1,4 +1,6 @@
-/* dp_decode: the stages of one step over the team. */
+/* dp_decode and dp_decode_batch: the stages of the requests' steps over one team. A dp_decode is a batch of one. */
+#include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
@@ -7,15 +9,35 @@
 
 enum { STAGE_SCORE, STAGE_EXACT, STAGE_SELECT, STAGE_GATHER, STAGE_MERGE, STAGES };
 
-/* Carves the step's memory; run once on an empty scratch to learn the size. */
-static void carve(dp_step *step, dp_scratch *scratch)
+static const size_t alone = SIZE_MAX; /* request number of a dp_decode */
+
+/* A KV head of one of the steps. */
+typedef struct unit {
+    dp_step *step;
+    size_t kv_head;
+} unit;
+
+typedef struct batch {
+    dp_runtime *runtime;
+    size_t n_steps, n_units;
+    int n_arenas;
+    dp_step *steps;
+    unit *units;          /* [n_units] those of an arena follow each other, long contexts first */
+    size_t *first_unit;   /* [n_arenas + 1] */
+    dp_ticket *tickets;   /* [STAGES][n_arenas] */
+    char *thread_scratch; /* [n_threads][thread_bytes] */
+    size_t thread_bytes;
+    uint64_t ns[4]; /* time of the stages, as the calling thread saw it */
+} batch;
+
+/* Carves a step's memory; run once on an empty scratch to learn the size. */
+static void carve_step(dp_step *step, dp_scratch *scratch)
 {
     const dp_sequence *const s = step->sequence;
     const size_t rows = step->rows, n_heads = s->config.n_kv_heads;
     const bool real = scratch->base != NULL;
     step->heads = dp_scratch_take(scratch, n_heads * sizeof *step->heads);
     float *const q = dp_scratch_take(scratch, n_heads * rows * s->format.key_dim * sizeof *q);
-    step->tickets = dp_scratch_take(scratch, STAGES * (size_t)s->n_arenas * sizeof *step->tickets);
     step->n_tasks = 0;
     for (size_t h = 0; h < n_heads; h++) {
         const dp_head *const head = &step->layer->heads[h];
@@ -42,16 +64,22 @@ static void carve(dp_step *step, dp_scratch *scratch)
     }
     step->tasks = dp_scratch_take(scratch, step->n_tasks * sizeof *step->tasks);
     step->task_max = dp_scratch_take(scratch, step->n_tasks * rows * sizeof *step->task_max);
-    step->thread_bytes = (dp_gather_scratch_bytes(step) + 63) & ~(size_t)63;
-    step->thread_scratch = dp_scratch_take(scratch, step->thread_bytes * (size_t)s->runtime->n_threads);
+}
+
+/* Likewise, what the batch has besides. */
+static void carve_batch(batch *b, dp_scratch *scratch)
+{
+    b->units = dp_scratch_take(scratch, b->n_units * sizeof *b->units);
+    b->first_unit = dp_scratch_take(scratch, ((size_t)b->n_arenas + 1) * sizeof *b->first_unit);
+    b->tickets = dp_scratch_take(scratch, STAGES * (size_t)b->n_arenas * sizeof *b->tickets);
+    b->thread_scratch = dp_scratch_take(scratch, b->thread_bytes * (size_t)b->runtime->n_threads);
 }
 
 /* Collects the queries by KV head, and lists what is known before any work. */
-static void plan(dp_step *step)
+static void plan_step(dp_step *step)
 {
     const dp_sequence *const s = step->sequence;
     const size_t dim = s->format.key_dim, group = s->group;
-    for (int i = 0; i < STAGES * s->n_arenas; i++) atomic_init(&step->tickets[i].next, 0);
     uint32_t next_task = 0;
     for (size_t h = 0; h < s->config.n_kv_heads; h++) {
         dp_head_step *const head = &step->heads[h];
@@ -66,36 +94,50 @@ static void plan(dp_step *step)
     }
 }
 
+static int bits_of(uint64_t n)
+{
+    int bits = 0;
+    for (; n; n >>= 1) bits++;
+    return bits;
+}
+
+/* Lists the units. Long contexts come first, by powers of two: their stages should not begin when the others are done. */
+static void plan_batch(batch *b)
+{
+    for (int i = 0; i < STAGES * b->n_arenas; i++) atomic_init(&b->tickets[i].next, 0);
+    size_t n = 0;
+    for (int arena = 0; arena < b->n_arenas; arena++) {
+        b->first_unit[arena] = n;
+        for (int bits = 64; bits >= 0; bits--)
+            for (size_t i = 0; i < b->n_steps; i++) {
+                dp_step *const step = &b->steps[i];
+                if (bits_of(step->layer->n_tokens) != bits) continue;
+                for (size_t h = 0; h < step->sequence->config.n_kv_heads; h++)
+                    if (step->layer->heads[h].arena == arena) b->units[n++] = (unit){.step = step, .kv_head = h};
+            }
+    }
+    b->first_unit[b->n_arenas] = n;
+}
+
 /* ---- Handing out work ----
- * Every stage is a list of numbered tasks per NUMA node (the heads of one arena); a member takes those of its own node
+ * Every stage is a list of numbered tasks per NUMA node (the units of one arena); a member takes those of its own node
  * first, then helps the others. */
 
 typedef struct worker {
-    dp_step *step;
-    int thread, node;
+    batch *batch;
+    int node;
     void *scratch;
 } worker;
 
-/* Heads of an arena: [first, last). */
-static void arena_heads(const dp_step *step, int arena, size_t *first, size_t *last)
-{
-    const size_t n_heads = step->sequence->config.n_kv_heads;
-    size_t f = 0, l;
-    while (f < n_heads && step->heads[f].head->arena != arena) f++;
-    for (l = f; l < n_heads && step->heads[l].head->arena == arena;) l++;
-    *first = f;
-    *last = l;
-}
-
 typedef size_t (*count_fn)(const dp_step *step, size_t kv_head);
-typedef void (*task_fn)(const worker *w, size_t kv_head, size_t task);
+typedef void (*task_fn)(const dp_step *step, size_t kv_head, size_t task);
 
-/* The tasks of a stage as a member comes by them: of arena number `turn` from its own on, whose heads [h, last) are left
- * and have tickets from `before` on. */
+/* The tasks of a stage as a member comes by them: of arena number `turn` from its own on, whose units [unit, last) are
+ * left and have tickets from `before` on. */
 typedef struct task_source {
     int stage, turn;
     count_fn count;
-    size_t h, last, before;
+    size_t unit, last, before;
 } task_source;
 
 static task_source start_stage(int stage, count_fn count)
@@ -104,22 +146,25 @@ static task_source start_stage(int stage, count_fn count)
 }
 
 /* False when there is no more. */
-static bool take_task(const worker *w, task_source *s, size_t *kv_head, size_t *task)
+static bool take_task(const worker *w, task_source *s, unit *of, size_t *task)
 {
-    dp_step *const step = w->step;
-    const int n_arenas = step->sequence->n_arenas;
+    const batch *const b = w->batch;
     for (;;) {
-        if (s->h == s->last) {
-            if (++s->turn >= n_arenas) return false;
-            arena_heads(step, (w->node + s->turn) % n_arenas, &s->h, &s->last);
+        if (s->unit == s->last && ++s->turn >= b->n_arenas) return false;
+        const int arena = (w->node + s->turn) % b->n_arenas;
+        if (s->unit == s->last) {
+            s->unit = b->first_unit[arena];
+            s->last = b->first_unit[arena + 1];
             s->before = 0;
             continue;
         }
-        const int arena = (w->node + s->turn) % n_arenas;
-        const size_t ticket = dp_ticket_take(&step->tickets[s->stage * n_arenas + arena]);
-        while (s->h < s->last && ticket - s->before >= s->count(step, s->h)) s->before += s->count(step, s->h++);
-        if (s->h == s->last) continue;
-        *kv_head = s->h;
+        const size_t ticket = dp_ticket_take(&b->tickets[s->stage * b->n_arenas + arena]);
+        for (size_t n; s->unit < s->last; s->unit++, s->before += n) {
+            n = s->count(b->units[s->unit].step, b->units[s->unit].kv_head);
+            if (ticket - s->before < n) break;
+        }
+        if (s->unit == s->last) continue;
+        *of = b->units[s->unit];
         *task = ticket - s->before;
         return true;
     }
@@ -128,20 +173,28 @@ static bool take_task(const worker *w, task_source *s, size_t *kv_head, size_t *
 static void run_stage(const worker *w, int stage, count_fn count, task_fn run)
 {
     task_source source = start_stage(stage, count);
-    for (size_t h, task; take_task(w, &source, &h, &task);) run(w, h, task);
+    unit u;
+    for (size_t task; take_task(w, &source, &u, &task);) run(u.step, u.kv_head, task);
 }
 
-/* Gathers items numbered from first_item(h) on. A member takes the next item before it works on one, so that the rows at
- * its start are fetched meanwhile. */
+/* The next item, numbered from first_item(head) on; one without a head when there is no more. */
+static dp_gather_task take_item(const worker *w, task_source *source, count_fn first_item)
+{
+    unit u;
+    size_t i;
+    if (!take_task(w, source, &u, &i)) return (dp_gather_task){0};
+    return (dp_gather_task){u.step, &u.step->heads[u.kv_head], first_item(u.step, u.kv_head) + i};
+}
+
+/* Gathers items. A member takes the next item before it works on one, so that the rows at its start are fetched
+ * meanwhile. */
 static void run_gather(const worker *w, int stage, count_fn count, count_fn first_item)
 {
     task_source source = start_stage(stage, count);
-    dp_gather_task now = {0}, next = {0};
-    size_t h, i;
-    if (take_task(w, &source, &h, &i)) now = (dp_gather_task){&w->step->heads[h], first_item(w->step, h) + i};
-    for (; now.head; now = next, next.head = NULL) {
-        if (take_task(w, &source, &h, &i)) next = (dp_gather_task){&w->step->heads[h], first_item(w->step, h) + i};
-        dp_gather_item(w->step, now, next, w->scratch);
+    dp_gather_task next, now = take_item(w, &source, first_item);
+    for (; now.head; now = next) {
+        next = take_item(w, &source, first_item);
+        dp_gather_item(now, next, w->scratch);
     }
 }
 
@@ -149,10 +202,10 @@ static size_t count_scores(const dp_step *step, size_t h)
 {
     return step->heads[h].n_tasks;
 }
-static void run_score(const worker *w, size_t h, size_t i)
+static void run_score(const dp_step *step, size_t h, size_t i)
 {
-    const size_t task = w->step->heads[h].first_task + i;
-    dp_score_run(w->step, &w->step->tasks[task], w->step->task_max + task * w->step->rows);
+    const size_t task = step->heads[h].first_task + i;
+    dp_score_run(step, &step->tasks[task], step->task_max + task * step->rows);
 }
 
 static size_t count_exact(const dp_step *step, size_t h)
@@ -174,13 +227,13 @@ static size_t count_one(const dp_step *step, size_t h)
     (void)step, (void)h;
     return 1;
 }
-static void run_select(const worker *w, size_t h, size_t i)
+static void run_select(const dp_step *step, size_t h, size_t i)
 {
     (void)i;
-    if (w->step->sparse)
-        dp_select(w->step, &w->step->heads[h]);
+    if (step->sparse)
+        dp_select(step, &step->heads[h]);
     else
-        dp_pieces_all(w->step, &w->step->heads[h]);
+        dp_pieces_all(step, &step->heads[h]);
 }
 
 static size_t count_rows(const dp_step *step, size_t h)
@@ -188,9 +241,9 @@ static size_t count_rows(const dp_step *step, size_t h)
     (void)h;
     return step->rows;
 }
-static void run_merge(const worker *w, size_t h, size_t i)
+static void run_merge(const dp_step *step, size_t h, size_t i)
 {
-    dp_merge_row(w->step, h, i);
+    dp_merge_row(step, h, i);
 }
 
 static uint64_t now_ns(void)
@@ -200,16 +253,15 @@ static uint64_t now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static void step_worker(void *argument, int thread, int n_threads)
+static void batch_worker(void *argument, int thread, int n_threads)
 {
-    dp_step *const step = argument;
-    const worker w = {.step = step,
-                      .thread = thread,
-                      .node = dp_team_node(step->sequence->runtime, thread, n_threads),
-                      .scratch = step->thread_scratch + (size_t)thread * step->thread_bytes};
+    batch *const b = argument;
+    const worker w = {.batch = b,
+                      .node = dp_team_node(b->runtime, thread, n_threads),
+                      .scratch = b->thread_scratch + (size_t)thread * b->thread_bytes};
     uint64_t t[5];
     t[0] = now_ns();
-    if (step->sparse) run_stage(&w, STAGE_SCORE, count_scores, run_score);
+    run_stage(&w, STAGE_SCORE, count_scores, run_score);
     run_gather(&w, STAGE_EXACT, count_exact, no_items);
 #pragma omp barrier
     t[1] = now_ns();
@@ -223,10 +275,10 @@ static void step_worker(void *argument, int thread, int n_threads)
 #pragma omp barrier
     t[4] = now_ns();
     if (thread == 0)
-        for (int i = 0; i < 4; i++) step->ns[i] = t[i + 1] - t[i];
+        for (int i = 0; i < 4; i++) b->ns[i] = t[i + 1] - t[i];
 }
 
-static void fill_stats(const dp_step *step, dp_attention_stats *stats)
+static void fill_stats(const batch *b, const dp_step *step, dp_attention_stats *stats)
 {
     const dp_sequence *const s = step->sequence;
     dp_attention_stats_init(stats);
@@ -250,16 +302,134 @@ static void fill_stats(const dp_step *step, dp_attention_stats *stats)
     stats->mass_estimated = 1 - stats->mass_exact;
     stats->bytes = stats->bytes_centroids + stats->bytes_means + stats->bytes_rows;
     stats->bytes_dense = step->layer->n_tokens * s->config.n_kv_heads * (s->format.key_bytes + s->format.value_bytes);
-    stats->ns_score = step->ns[0];
-    stats->ns_select = step->ns[1];
-    stats->ns_gather = step->ns[2];
-    stats->ns_merge = step->ns[3];
+    stats->ns_score = b->ns[0];
+    stats->ns_select = b->ns[1];
+    stats->ns_gather = b->ns[2];
+    stats->ns_merge = b->ns[3];
 }
 
-dp_status dp_decode(dp_sequence *s, uint32_t layer, size_t n_queries, const float *q, const dp_attention_params *params,
-                    float *out, float *lse, dp_attention_stats *stats)
+/* ---- Calls ---- */
+
+dp_status dp_step_refuse(const dp_step *step, const char *format, ...)
 {
-    return dp_decode_observed(s, layer, n_queries, q, params, out, lse, stats, NULL, NULL);
+    char text[DP_MESSAGE_SIZE];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    if (step->request == alone) return dp_fail(step->runtime, DP_ERR_INVALID, "dp_decode: %s", text);
+    return dp_fail(step->runtime, DP_ERR_INVALID, "dp_decode_batch: request %zu: %s", step->request, text);
+}
+
+/* Checks a request and settles what the step is to do. */
+static dp_status prepare(dp_step *step, const dp_decode_request *r)
+{
+    dp_sequence *const s = r->sequence;
+    step->sequence = s;
+    if (!s) return dp_step_refuse(step, "sequence is NULL");
+    if (s->runtime != step->runtime) return dp_step_refuse(step, "the sequence is of another runtime");
+    if (r->layer >= s->config.n_layers) return dp_step_refuse(step, "layer %u of %u", r->layer, s->config.n_layers);
+    if (!r->q || !r->out) return dp_step_refuse(step, "q or out is NULL");
+    if (!r->n_queries || r->n_queries > DP_MAX_DECODE_QUERIES)
+        return dp_step_refuse(step, "n_queries is %zu, must be in [1, %d]", r->n_queries, DP_MAX_DECODE_QUERIES);
+    if (r->stats && !dp_struct_size_ok(r->stats, sizeof *r->stats))
+        return dp_step_refuse(step, "stats->struct_size is %u; call dp_attention_stats_init first",
+                              r->stats->struct_size);
+    const dp_status status = dp_params_settle(step, r->params);
+    if (status) return status;
+    step->layer = &s->layers[r->layer];
+    const size_t unclustered = dp_unclustered(s, step->layer);
+    if (r->n_queries > unclustered)
+        return dp_step_refuse(step, "n_queries is %zu, but only the last %zu tokens can be queried", r->n_queries,
+                              unclustered);
+    step->kernels = &s->runtime->kernels;
+    step->sparse = step->params.method == DP_DOUBLE_P && !step->layer->dense && dp_has_clusters(s, step->layer) &&
+                   step->layer->n_tokens >= step->params.min_context;
+    step->n_queries = r->n_queries;
+    step->rows = r->n_queries * s->group;
+    step->q = r->q;
+    step->out = r->out;
+    step->lse = r->lse;
+    return DP_OK;
+}
+
+/* Request i; callers of an older version have shorter structs. */
+static dp_decode_request request_at(const dp_decode_request *requests, size_t i)
+{
+    dp_decode_request r;
+    dp_decode_request_init(&r);
+    (void)DP_STRUCT_IN(&r, (const void *)((const char *)requests + i * requests->struct_size));
+    return r;
+}
+
+static dp_status run(dp_runtime *rt, bool single, size_t n, const dp_decode_request *requests, dp_observe_fn observe,
+                     void *user)
+{
+    batch b = {.runtime = rt, .n_steps = n};
+    /* All steps on an empty scratch: whether they can be done, and how much memory they take. */
+    dp_scratch measured = {0};
+    (void)dp_scratch_take(&measured, n * sizeof *b.steps);
+    for (size_t i = 0; i < n; i++) {
+        const dp_decode_request r = request_at(requests, i);
+        dp_step step = {.runtime = rt, .request = single ? alone : i};
+        const dp_status status = prepare(&step, &r);
+        if (status) return status;
+        carve_step(&step, &measured);
+        b.n_units += step.sequence->config.n_kv_heads;
+        b.n_arenas = step.sequence->n_arenas;
+        const size_t bytes = (dp_gather_scratch_bytes(&step) + 63) & ~(size_t)63;
+        if (bytes > b.thread_bytes) b.thread_bytes = bytes;
+    }
+    carve_batch(&b, &measured);
+    dp_scratch *const scratch = dp_scratch_acquire(rt, measured.used);
+    if (!scratch)
+        return dp_no_memory(rt, "%s: no memory for %zu bytes of scratch", single ? "dp_decode" : "dp_decode_batch",
+                            measured.used);
+
+    b.steps = dp_scratch_take(scratch, n * sizeof *b.steps);
+    for (size_t i = 0; i < n; i++) {
+        const dp_decode_request r = request_at(requests, i);
+        b.steps[i] = (dp_step){.runtime = rt, .request = single ? alone : i};
+        (void)prepare(&b.steps[i], &r);
+        carve_step(&b.steps[i], scratch);
+        plan_step(&b.steps[i]);
+    }
+    carve_batch(&b, scratch);
+    plan_batch(&b);
+    dp_team_run(rt, batch_worker, &b);
+    for (size_t i = 0; i < n; i++) {
+        const dp_decode_request r = request_at(requests, i);
+        if (!r.stats) continue;
+        dp_attention_stats full;
+        fill_stats(&b, &b.steps[i], &full);
+        (void)DP_STRUCT_OUT(r.stats, &full);
+    }
+    if (observe) observe(user, &b.steps[0]);
+    dp_scratch_release(rt, scratch);
+    return DP_OK;
+}
+
+void dp_decode_request_init(dp_decode_request *request)
+{
+    memset(request, 0, sizeof *request);
+    request->struct_size = sizeof *request;
+    request->n_queries = 1;
+}
+
+dp_status dp_decode_batch(dp_runtime *rt, size_t n_requests, const dp_decode_request *requests)
+{
+    if (!rt) return dp_fail(NULL, DP_ERR_INVALID, "dp_decode_batch: runtime is NULL");
+    if (!n_requests) return DP_OK;
+    if (!requests) return dp_fail(rt, DP_ERR_INVALID, "dp_decode_batch: requests is NULL");
+    const uint32_t size = requests->struct_size;
+    for (size_t i = 0; i < n_requests; i++) {
+        const void *const r = (const char *)requests + i * size;
+        if (dp_struct_size(r) != size || !dp_struct_size_ok(r, sizeof *requests) || size % _Alignof(dp_decode_request))
+            return dp_fail(rt, DP_ERR_INVALID,
+                           "dp_decode_batch: request %zu: struct_size is %u; call dp_decode_request_init first", i,
+                           dp_struct_size(r));
+    }
+    return run(rt, false, n_requests, requests, NULL, NULL);
 }
 
 dp_status dp_decode_observed(dp_sequence *s, uint32_t layer, size_t n_queries, const float *q,
@@ -267,44 +437,20 @@ dp_status dp_decode_observed(dp_sequence *s, uint32_t layer, size_t n_queries, c
                              dp_observe_fn observe, void *user)
 {
     if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_decode: sequence is NULL");
-    dp_runtime *const rt = s->runtime;
-    if (layer >= s->config.n_layers)
-        return dp_fail(rt, DP_ERR_INVALID, "dp_decode: layer %u of %u", layer, s->config.n_layers);
-    if (!q || !out) return dp_fail(rt, DP_ERR_INVALID, "dp_decode: q or out is NULL");
-    if (!n_queries || n_queries > DP_MAX_DECODE_QUERIES)
-        return dp_fail(rt, DP_ERR_INVALID, "dp_decode: n_queries is %zu, must be in [1, %d]", n_queries,
-                       DP_MAX_DECODE_QUERIES);
-    if (stats && !dp_struct_size_ok(stats, sizeof *stats))
-        return dp_fail(rt, DP_ERR_INVALID, "dp_decode: stats->struct_size is %u; call dp_attention_stats_init first",
-                       stats->struct_size);
-    dp_step step = {.sequence = s, .layer = &s->layers[layer], .kernels = &rt->kernels};
-    const dp_status status = dp_params_settle(s, params, &step.params);
-    if (status) return status;
-    const size_t unclustered = dp_unclustered(s, step.layer);
-    if (n_queries > unclustered)
-        return dp_fail(rt, DP_ERR_INVALID, "dp_decode: n_queries is %zu, but only the last %zu tokens can be queried",
-                       n_queries, unclustered);
+    const dp_decode_request request = {.struct_size = sizeof request,
+                                       .sequence = s,
+                                       .layer = layer,
+                                       .n_queries = n_queries,
+                                       .q = q,
+                                       .params = params,
+                                       .out = out,
+                                       .lse = lse,
+                                       .stats = stats};
+    return run(s->runtime, true, 1, &request, observe, user);
+}
 
-    step.sparse = step.params.method == DP_DOUBLE_P && !step.layer->dense && dp_has_clusters(s, step.layer) &&
-                  step.layer->n_tokens >= step.params.min_context;
-    step.n_queries = n_queries;
-    step.rows = n_queries * s->group;
-    step.q = q;
-    step.out = out;
-    step.lse = lse;
-    dp_scratch measured = {0};
-    carve(&step, &measured);
-    dp_scratch *const scratch = dp_scratch_acquire(rt, measured.used);
-    if (!scratch) return dp_no_memory(rt, "dp_decode: no memory for %zu bytes of scratch", measured.used);
-    carve(&step, scratch);
-    plan(&step);
-    dp_team_run(rt, step_worker, &step);
-    if (stats) {
-        dp_attention_stats full;
-        fill_stats(&step, &full);
-        (void)DP_STRUCT_OUT(stats, &full);
-    }
-    if (observe) observe(user, &step);
-    dp_scratch_release(rt, scratch);
-    return DP_OK;
+dp_status dp_decode(dp_sequence *s, uint32_t layer, size_t n_queries, const float *q, const dp_attention_params *params,
+                    float *out, float *lse, dp_attention_stats *stats)
+{
+    return dp_decode_observed(s, layer, n_queries, q, params, out, lse, stats, NULL, NULL);
 }

@@ -72,26 +72,27 @@ static batch list_batch(const dp_row_format *f, const dp_piece *pieces, size_t l
 
 /* Lists the rows that a task reads first, as far as they are of use to the pass over keys and to that over values that
  * go before it; returns how many. */
-static size_t list_start(const dp_step *step, dp_gather_task task, const void **keys, const void **values)
+static size_t list_start(dp_gather_task task, const void **keys, const void **values)
 {
     if (!task.head) return 0;
     const dp_item *const item = &task.head->items[task.item];
     if (!item->estimated)
-        return list_batch(&step->sequence->format, task.head->pieces, item->last, &(cursor){.piece = item->first}, keys,
+        return list_batch(&task.step->sequence->format, task.head->pieces, item->last, &(cursor){.piece = item->first}, keys,
                           values)
             .n;
     size_t n = 0;
     for (size_t i = item->first; i < item->last && n < BATCH_ROWS; i++, n++) {
         const dp_estimated *const estimated = &task.head->estimated[i];
         const dp_segment *const segment = &task.head->head->segments[estimated->segment];
-        keys[n] = values[n] = segment->mean_values + (size_t)estimated->cluster * step->sequence->format.value_dim;
+        keys[n] = values[n] = segment->mean_values + (size_t)estimated->cluster * task.step->sequence->format.value_dim;
     }
     return n;
 }
 
-static void gather_pieces(const dp_step *step, dp_gather_task task, dp_gather_task next_task, float *partial,
+static void gather_pieces(dp_gather_task task, dp_gather_task next_task, float *partial,
                           gather_scratch *scratch)
 {
+    const dp_step *const step = task.step;
     const dp_head_step *const h = task.head;
     const dp_item *const item = &h->items[task.item];
     const dp_row_format *const f = &step->sequence->format;
@@ -101,7 +102,7 @@ static void gather_pieces(const dp_step *step, dp_gather_task task, dp_gather_ta
     batch now = list_batch(f, h->pieces, item->last, &at, keys, values);
     while (now.n) {
         const batch next = list_batch(f, h->pieces, item->last, &at, keys + now.n, values + now.n);
-        const size_t ahead = next.n ? next.n : list_start(step, next_task, keys + now.n, values + now.n);
+        const size_t ahead = next.n ? next.n : list_start(next_task, keys + now.n, values + now.n);
         const size_t rows = step->rows - now.first_row;
         float *const state = partial + 2 * now.first_row;
         float *const sums = accumulators(step, partial) + now.first_row * f->value_dim;
@@ -116,9 +117,10 @@ static void gather_pieces(const dp_step *step, dp_gather_task task, dp_gather_ta
     }
 }
 
-static void gather_means(const dp_step *step, dp_gather_task task, dp_gather_task next_task, float *partial,
+static void gather_means(dp_gather_task task, dp_gather_task next_task, float *partial,
                          gather_scratch *scratch)
 {
+    const dp_step *const step = task.step;
     const dp_head_step *const h = task.head;
     const dp_item *const item = &h->items[task.item];
     const size_t dim = step->sequence->format.value_dim;
@@ -141,7 +143,7 @@ static void gather_means(const dp_step *step, dp_gather_task task, dp_gather_tas
             partial[2 * r + 1] += sum;
         }
         n -= now;
-        const size_t ahead = n ? n : list_start(step, next_task, scratch->values + now, scratch->keys);
+        const size_t ahead = n ? n : list_start(next_task, scratch->values + now, scratch->keys);
         step->kernels->weighted_values[DP_BF16](scratch->weights, BATCH_ROWS, step->rows, scratch->values, now, ahead,
                                                 dim, accumulators(step, partial));
         memmove(scratch->values, scratch->values + now, n * sizeof *scratch->values);
@@ -156,8 +158,9 @@ static void gather_means(const dp_step *step, dp_gather_task task, dp_gather_tas
     }
 }
 
-void dp_gather_item(const dp_step *step, dp_gather_task task, dp_gather_task next, void *scratch)
+void dp_gather_item(dp_gather_task task, dp_gather_task next, void *scratch)
 {
+    const dp_step *const step = task.step;
     float *const partial = task.head->partials + task.item * dp_partial_floats(step);
     for (size_t r = 0; r < step->rows; r++) {
         partial[2 * r] = -INFINITY;
@@ -165,7 +168,7 @@ void dp_gather_item(const dp_step *step, dp_gather_task task, dp_gather_task nex
     }
     memset(accumulators(step, partial), 0, step->rows * step->sequence->format.value_dim * sizeof *partial);
     if (task.head->items[task.item].estimated)
-        gather_means(step, task, next, partial, scratch);
+        gather_means(task, next, partial, scratch);
     else
-        gather_pieces(step, task, next, partial, scratch);
+        gather_pieces(task, next, partial, scratch);
 }

@@ -34,24 +34,21 @@ void dp_attention_stats_init(dp_attention_stats *stats)
     stats->struct_size = sizeof *stats;
 }
 
-dp_status dp_params_settle(const dp_sequence *sequence, const dp_attention_params *params, dp_attention_params *p)
+dp_status dp_params_settle(dp_step *step, const dp_attention_params *params)
 {
-    dp_runtime *const rt = sequence->runtime;
+    dp_attention_params *const p = &step->params;
     dp_attention_params_init(p);
     if (!params) return DP_OK;
     if (!DP_STRUCT_IN(p, params))
-        return dp_fail(rt, DP_ERR_INVALID, "dp_decode: params->struct_size is %u; call dp_attention_params_init first",
-                       params->struct_size);
-    if ((unsigned)p->method > DP_DOUBLE_P)
-        return dp_fail(rt, DP_ERR_INVALID, "dp_decode: method is %d, no such method", (int)p->method);
+        return dp_step_refuse(step, "params->struct_size is %u; call dp_attention_params_init first",
+                              params->struct_size);
+    if ((unsigned)p->method > DP_DOUBLE_P) return dp_step_refuse(step, "method is %d, no such method", (int)p->method);
     if ((unsigned)p->refine > DP_REFINE_TOP_P)
-        return dp_fail(rt, DP_ERR_INVALID, "dp_decode: refine is %d, no such rule", (int)p->refine);
-    if (!(p->p1 >= 0 && p->p1 <= 1))
-        return dp_fail(rt, DP_ERR_INVALID, "dp_decode: p1 is %g, must be in [0, 1]", (double)p->p1);
+        return dp_step_refuse(step, "refine is %d, no such rule", (int)p->refine);
+    if (!(p->p1 >= 0 && p->p1 <= 1)) return dp_step_refuse(step, "p1 is %g, must be in [0, 1]", (double)p->p1);
     if (p->refine == DP_REFINE_TOP_P && !(p->p2 >= 0 && p->p2 <= p->p1))
-        return dp_fail(rt, DP_ERR_INVALID, "dp_decode: p2 is %g, must be in [0, p1 = %g]", (double)p->p2,
-                       (double)p->p1);
+        return dp_step_refuse(step, "p2 is %g, must be in [0, p1 = %g]", (double)p->p2, (double)p->p1);
     if (p->refine == DP_REFINE_BUDGET && !(p->epsilon >= 0 && p->epsilon <= 1))
-        return dp_fail(rt, DP_ERR_INVALID, "dp_decode: epsilon is %g, must be in [0, 1]", (double)p->epsilon);
+        return dp_step_refuse(step, "epsilon is %g, must be in [0, 1]", (double)p->epsilon);
     return DP_OK;
 }

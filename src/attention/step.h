@@ -1,4 +1,4 @@
-/* One attention call: what its stages share. Reading order of a sparse call: decode.c (the stages), score.c (stage 1:
+/* One request of an attention call: what its stages share. Reading order of a sparse call: decode.c (the stages), score.c (stage 1:
  * estimated masses), select.c (which clusters), pieces.c (work lists), gather.c (exact and estimated contributions),
  * merge.c (one softmax over everything). A dense call has the work lists of all tokens and starts at gather.c. */
 #ifndef DP_ATTENTION_STEP_H
@@ -71,6 +71,8 @@ typedef struct dp_head_step {
 enum { SELECT_ESTIMATE = 1, SELECT_REFINE = 2 };
 
 typedef struct dp_step {
+    dp_runtime *runtime;
+    size_t request; /* number in its batch, for messages */
     dp_sequence *sequence;
     const dp_layer *layer;
     const dp_kernels *kernels;
@@ -83,10 +85,6 @@ typedef struct dp_step {
     dp_score_task *tasks;
     float *task_max; /* [n_tasks][rows] */
     size_t n_tasks;
-    char *thread_scratch; /* [n_threads][thread_bytes] */
-    size_t thread_bytes;
-    dp_ticket *tickets; /* [STAGES][n_arenas] */
-    uint64_t ns[4];     /* time of the stages, as the calling thread saw it */
 } dp_step;
 
 static inline size_t dp_partial_floats(const dp_step *step)
@@ -101,9 +99,11 @@ dp_status dp_decode_observed(dp_sequence *sequence, uint32_t layer, size_t n_que
                              const dp_attention_params *params, float *out, float *lse, dp_attention_stats *stats,
                              dp_observe_fn observe, void *user);
 
-/* params.c */
-dp_status dp_params_settle(const dp_sequence *sequence, const dp_attention_params *params,
-                           dp_attention_params *settled);
+/* params.c: checks a call's parameters, and fills step->params. */
+dp_status dp_params_settle(dp_step *step, const dp_attention_params *params);
+
+/* decode.c: DP_ERR_INVALID with a message that says whose argument it is. */
+dp_status dp_step_refuse(const dp_step *step, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* pieces.c */
 size_t dp_pieces_capacity(const dp_step *step, const dp_head *head);
@@ -123,10 +123,11 @@ void dp_select(const dp_step *step, dp_head_step *head);
 /* gather.c */
 size_t dp_gather_scratch_bytes(const dp_step *step);
 typedef struct dp_gather_task {
+    const dp_step *step;
     const dp_head_step *head; /* NULL: none */
     size_t item;
 } dp_gather_task;
-void dp_gather_item(const dp_step *step, dp_gather_task task, dp_gather_task next, void *scratch);
+void dp_gather_item(dp_gather_task task, dp_gather_task next, void *scratch);
 
 /* merge.c */
 void dp_merge_row(const dp_step *step, size_t kv_head, size_t row);

@@ -162,7 +162,7 @@ START_TEST(no_allocation_in_a_step)
     ck_assert_int_gt(allocations, 0);
     append(s, &c, 0, 2990, 500);
     ck_assert_int_gt(mappings, 0); /* the library's own memory is seen, too */
-    float q[2 * DIM], out[2 * DIM];
+    float q[2 * DIM], out[2 * DIM], outs[40][2 * DIM];
     make_queries(&r, &c, 1, 2, q);
     for (size_t t = 2990; t < 3000; t++) {
         append(s, &c, t, t + 1, 1);
@@ -177,6 +177,19 @@ START_TEST(no_allocation_in_a_step)
             ck_assert_int_eq(status, DP_OK);
             ck_assert_int_eq(allocations, 0);
         }
+        dp_decode_request requests[40];
+        for (int i = 0; i < 40; i++) {
+            dp_decode_request_init(&requests[i]);
+            requests[i].sequence = s;
+            requests[i].q = q;
+            requests[i].out = outs[i];
+        }
+        allocations = 0;
+        counting = t > 2990;
+        const dp_status status = dp_decode_batch(rt, 40, requests);
+        counting = 0;
+        ck_assert_int_eq(status, DP_OK);
+        ck_assert_int_eq(allocations, 0);
     }
     dp_sequence_free(s);
     dp_runtime_free(rt);
