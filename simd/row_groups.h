@@ -1,6 +1,6 @@
-/* Token attention in groups of heads: what the vector ISAs' rows.c share. A row serves up to GROUP heads while it is in
- * registers; all rows pass once per group, and meanwhile the rows ahead are fetched. The arithmetic, group_logits() and
- * group_values(), is each ISA's.
+/* Token attention in groups of heads: what the vector ISAs' rows.c share. A row serves a group of heads while it is in
+ * registers: 1 to GROUP of them, or `most`, the ISA's largest group. All rows pass once per group, and meanwhile the rows
+ * ahead are fetched. The arithmetic, group_logits() and group_values(), is each ISA's.
  * Everything is static: an ISA's object must not export code that other translation units could pick up. */
 #ifndef DP_SIMD_ROW_GROUPS_H
 #define DP_SIMD_ROW_GROUPS_H
@@ -11,7 +11,8 @@
 #include "kernels.h"
 
 enum {
-    GROUP = 4,      /* most heads that a row is widened for */
+    GROUP = 4,
+    GROUP_MOST = 8, /* on any ISA */
     TILE_ROWS = 8,  /* most rows of a tile of logits */
     TILE_PAIRS = 16 /* most (row, head) pairs of a tile */
 };
@@ -34,10 +35,8 @@ DP_INLINE void prefetch_block(const void *row, size_t j, size_t block, dp_type t
 {
     const size_t element = type == DP_F32 ? 4 : 2, bytes = block * element;
     const char *const first = (const char *)row + j * element;
-    if (bytes < 64 && j * element % 64 != 0)
-        return;
-    for (size_t offset = 0; offset < bytes; offset += 64)
-        __builtin_prefetch(first + offset, 0, 2);
+    if (bytes < 64 && j * element % 64 != 0) return;
+    for (size_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(first + offset, 0, 2);
 }
 
 /* out[h * n_rows + r] = scale * q[h] . row[r], with next[r] fetched; heads and n_rows are constants. */
@@ -59,15 +58,12 @@ DP_INLINE void logits_in_tiles(const float *q, size_t d, const void *const *rows
         for (size_t h = 0; h < heads; h++)
             memcpy(out + h * out_stride + i, logits + h * tile_rows, tile_rows * sizeof *logits);
     }
-    if (i == n)
-        return;
+    if (i == n) return;
     const void *last[TILE_ROWS]; /* what is left, and its end again */
-    for (size_t r = 0; r < tile_rows; r++)
-        last[r] = rows[i + r < n ? i + r : n - 1];
+    for (size_t r = 0; r < tile_rows; r++) last[r] = rows[i + r < n ? i + r : n - 1];
     tile(q, d, last, last, scale, logits, heads, tile_rows, type);
     for (size_t h = 0; h < heads; h++)
-        for (size_t r = 0; i + r < n; r++)
-            out[h * out_stride + i + r] = logits[h * tile_rows + r];
+        for (size_t r = 0; i + r < n; r++) out[h * out_stride + i + r] = logits[h * tile_rows + r];
 }
 
 /* Each number of heads and each type is a function of its own: inlined into one, they would compete for registers. */
@@ -76,21 +72,34 @@ typedef void group_logits_fn(const float *q, size_t d, const void *const *rows, 
 typedef void group_values_fn(const float *w, size_t w_stride, const void *const *rows, size_t n, share ahead, size_t d,
                              float *acc);
 
-DP_INLINE void key_logits(const float *q, size_t heads, size_t d, const void *const *rows, size_t n, size_t ahead,
-                          float scale, float *out, size_t out_stride, group_logits_fn *const groups[GROUP])
+DP_INLINE size_t count_groups(size_t heads, size_t most)
 {
-    share s = {.n = ahead, .groups = (heads + GROUP - 1) / GROUP};
-    for (size_t h = 0; h < heads; h += GROUP, s.group++)
-        groups[heads - h < GROUP ? heads - h - 1 : GROUP - 1](q + h * d, d, rows, n, s, scale, out + h * out_stride,
-                                                              out_stride);
+    return heads / most + (heads % most + GROUP - 1) / GROUP;
+}
+
+DP_INLINE void key_logits(const float *q, size_t heads, size_t d, const void *const *rows, size_t n, size_t ahead,
+                          float scale, float *out, size_t out_stride, group_logits_fn *const groups[GROUP],
+                          group_logits_fn *largest, size_t most)
+{
+    share s = {.n = ahead, .groups = count_groups(heads, most)};
+    for (size_t h = 0; h < heads; s.group++) {
+        const size_t left = heads - h, taken = left >= most ? most : left < GROUP ? left : GROUP;
+        (taken == most ? largest : groups[taken - 1])(q + h * d, d, rows, n, s, scale, out + h * out_stride,
+                                                      out_stride);
+        h += taken;
+    }
 }
 
 DP_INLINE void weighted_values(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n,
-                               size_t ahead, size_t d, float *acc, group_values_fn *const groups[GROUP])
+                               size_t ahead, size_t d, float *acc, group_values_fn *const groups[GROUP],
+                               group_values_fn *largest, size_t most)
 {
-    share s = {.n = ahead, .groups = (heads + GROUP - 1) / GROUP};
-    for (size_t h = 0; h < heads; h += GROUP, s.group++)
-        groups[heads - h < GROUP ? heads - h - 1 : GROUP - 1](w + h * w_stride, w_stride, rows, n, s, d, acc + h * d);
+    share s = {.n = ahead, .groups = count_groups(heads, most)};
+    for (size_t h = 0; h < heads; s.group++) {
+        const size_t left = heads - h, taken = left >= most ? most : left < GROUP ? left : GROUP;
+        (taken == most ? largest : groups[taken - 1])(w + h * w_stride, w_stride, rows, n, s, d, acc + h * d);
+        h += taken;
+    }
 }
 
 /* The usual d = 128 as a constant lets the loops over blocks unroll. */
@@ -115,8 +124,9 @@ DP_INLINE void weighted_values(const float *w, size_t w_stride, size_t heads, co
         group_values(w, w_stride, rows, n, ahead, d, acc, heads, type);                                                \
     }
 
-/* key_logits_NAME and weighted_values_NAME for rows of `type`. */
-#define DP_ROWS(name, type)                                                                                            \
+/* key_logits_NAME and weighted_values_NAME for rows of `type`; where `most` is not GROUP, DP_GROUPS(name, type, most) comes
+ * first. */
+#define DP_ROWS(name, type, most)                                                                                      \
     DP_GROUPS(name, type, 1)                                                                                           \
     DP_GROUPS(name, type, 2)                                                                                           \
     DP_GROUPS(name, type, 3)                                                                                           \
@@ -126,14 +136,14 @@ DP_INLINE void weighted_values(const float *w, size_t w_stride, size_t heads, co
     {                                                                                                                  \
         static group_logits_fn *const groups[GROUP] = {group_logits_##name##_1, group_logits_##name##_2,               \
                                                        group_logits_##name##_3, group_logits_##name##_4};              \
-        key_logits(q, heads, d, rows, n, ahead, scale, out, out_stride, groups);                                       \
+        key_logits(q, heads, d, rows, n, ahead, scale, out, out_stride, groups, group_logits_##name##_##most, most);   \
     }                                                                                                                  \
     static void weighted_values_##name(const float *w, size_t w_stride, size_t heads, const void *const *rows,         \
                                        size_t n, size_t ahead, size_t d, float *acc)                                   \
     {                                                                                                                  \
         static group_values_fn *const groups[GROUP] = {group_values_##name##_1, group_values_##name##_2,               \
                                                        group_values_##name##_3, group_values_##name##_4};              \
-        weighted_values(w, w_stride, heads, rows, n, ahead, d, acc, groups);                                           \
+        weighted_values(w, w_stride, heads, rows, n, ahead, d, acc, groups, group_values_##name##_##most, most);       \
     }
 
 #endif

@@ -11,28 +11,28 @@
 DP_INLINE void logit_block(const float *arranged, size_t padded, const void *const *row, const void *const *next,
                            size_t j, __mmask32 mask, __m512 sum[16], size_t heads, size_t n_rows, dp_type type)
 {
-    __m512 q_first[GROUP], q_second[GROUP];
-    DP_UNROLL
-    for (size_t h = 0; h < heads; h++) {
-        q_first[h] = _mm512_load_ps(arranged + h * padded + j);
-        q_second[h] = _mm512_load_ps(arranged + h * padded + j + 16);
-    }
+    dp_block k[TILE_ROWS];
     DP_UNROLL
     for (size_t r = 0; r < n_rows; r++) {
         prefetch_block(next[r], j, DP_BLOCK, type);
-        const dp_block k = dp_load_block(row[r], j, mask, type);
+        k[r] = dp_load_block(row[r], j, mask, type);
+    }
+    DP_UNROLL
+    for (size_t h = 0; h < heads; h++) {
+        const __m512 q_first = _mm512_load_ps(arranged + h * padded + j);
+        const __m512 q_second = _mm512_load_ps(arranged + h * padded + j + 16);
         DP_UNROLL
-        for (size_t h = 0; h < heads; h++) {
+        for (size_t r = 0; r < n_rows; r++) {
             __m512 *s = &sum[h * n_rows + r];
-            *s = _mm512_fmadd_ps(q_first[h], k.first, *s);
-            *s = _mm512_fmadd_ps(q_second[h], k.second, *s);
+            *s = _mm512_fmadd_ps(q_first, k[r].first, *s);
+            *s = _mm512_fmadd_ps(q_second, k[r].second, *s);
         }
     }
 }
 
 /* q is arranged by blocks, padded to whole ones; heads * n_rows <= 16. */
-DP_INLINE void logit_tile(const float *arranged, size_t d, const void *const row[], const void *const next[], float scale,
-                          float out[TILE_PAIRS], size_t heads, size_t n_rows, dp_type type)
+DP_INLINE void logit_tile(const float *arranged, size_t d, const void *const row[], const void *const next[],
+                          float scale, float out[TILE_PAIRS], size_t heads, size_t n_rows, dp_type type)
 {
     const size_t padded = (d + DP_BLOCK - 1) / DP_BLOCK * DP_BLOCK;
     __m512 sum[16];
@@ -49,8 +49,8 @@ DP_INLINE void logit_tile(const float *arranged, size_t d, const void *const row
 DP_INLINE void group_logits(const float *q, size_t d, const void *const *rows, size_t n, share ahead, float scale,
                             float *out, size_t out_stride, size_t heads, dp_type type)
 {
-    const size_t tile_rows = heads <= 2 ? 8 : 4, padded = (d + DP_BLOCK - 1) / DP_BLOCK * DP_BLOCK;
-    _Alignas(64) float arranged[GROUP * DP_MAX_DIM];
+    const size_t tile_rows = heads <= 2 ? 8 : heads <= 4 ? 4 : 2, padded = (d + DP_BLOCK - 1) / DP_BLOCK * DP_BLOCK;
+    _Alignas(64) float arranged[GROUP_MOST * DP_MAX_DIM];
     for (size_t h = 0; h < heads; h++)
         for (size_t j = 0; j < d; j += DP_BLOCK) {
             const dp_block x = dp_arrange_block(q + h * d, j, dp_mask32(d - j), type);
@@ -65,7 +65,7 @@ DP_INLINE void group_logits(const float *q, size_t d, const void *const *rows, s
 DP_INLINE void value_tile(const float *w, size_t w_stride, const void *const *rows, size_t n, share ahead, size_t d,
                           size_t j, float *acc, size_t heads, size_t blocks, __mmask32 edge, dp_type type)
 {
-    dp_block sum[GROUP][4];
+    dp_block sum[GROUP_MOST][4];
     DP_UNROLL
     for (size_t h = 0; h < heads; h++) {
         DP_UNROLL
@@ -104,7 +104,7 @@ DP_INLINE void value_tile(const float *w, size_t w_stride, const void *const *ro
 DP_INLINE void group_values(const float *w, size_t w_stride, const void *const *rows, size_t n, share ahead, size_t d,
                             float *acc, size_t heads, dp_type type)
 {
-    const size_t blocks = heads <= 2 ? 4 : 2;
+    const size_t blocks = heads <= 2 ? 4 : heads <= 4 ? 2 : 1;
     for (size_t j = 0; j < d;) {
         const size_t left = (d - j + DP_BLOCK - 1) / DP_BLOCK, taken = left >= blocks ? blocks : left >= 2 ? 2 : 1;
         const __mmask32 edge = dp_mask32(d - j - (taken - 1) * DP_BLOCK);
@@ -118,9 +118,12 @@ DP_INLINE void group_values(const float *w, size_t w_stride, const void *const *
     }
 }
 
-DP_ROWS(f32, DP_F32)
-DP_ROWS(f16, DP_F16)
-DP_ROWS(bf16, DP_BF16)
+DP_GROUPS(f32, DP_F32, 8)
+DP_GROUPS(f16, DP_F16, 8)
+DP_GROUPS(bf16, DP_BF16, 8)
+DP_ROWS(f32, DP_F32, 8)
+DP_ROWS(f16, DP_F16, 8)
+DP_ROWS(bf16, DP_BF16, 8)
 
 void dp_avx512_init_rows(dp_kernels *k)
 {

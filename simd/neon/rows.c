@@ -105,9 +105,9 @@ DP_INLINE void group_values(const float *w, size_t w_stride, const void *const *
         value_tile(w, w_stride, rows, n, ahead, d, j, acc, heads, 1, type);
 }
 
-DP_ROWS(f32, DP_F32)
-DP_ROWS(f16, DP_F16)
-DP_ROWS(bf16, DP_BF16)
+DP_ROWS(f32, DP_F32, 4)
+DP_ROWS(f16, DP_F16, 4)
+DP_ROWS(bf16, DP_BF16, 4)
 
 void dp_neon_init_rows(dp_kernels *k)
 {

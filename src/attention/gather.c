@@ -6,7 +6,7 @@
 #include "attention/step.h"
 
 enum {
-    BATCH_ROWS = 64,        /* most rows whose logits are taken together before their values */
+    BATCH_ROWS = 128,       /* most rows whose logits are taken together before their values */
     BATCH_BYTES = 64 << 10, /* of a batch's keys and values: this one and the next stay in L2 */
 };
 
