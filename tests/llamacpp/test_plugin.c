@@ -167,6 +167,23 @@ static void restore_sequence(run *r)
     free(state);
 }
 
+/* As llama-bench does before each round: most of what is written is there already. */
+static void restore_in_place(run *r)
+{
+    prompt(r, 1, 0, LONG, 0);
+    const size_t size = llama_state_seq_get_size(r->ctx, 0);
+    uint8_t *const state = malloc(size);
+    ck_assert_uint_gt(llama_state_seq_get_data(r->ctx, state, size, 0), 0);
+    for (int round = 0; round < 3; round++) {
+        steps(r, 1, LONG, LONG + 3, 0);
+        llama_memory_clear(memory(r), false);
+        if (round == 1) prompt(r, 2, 0, 500, 0);
+        ck_assert_uint_gt(llama_state_seq_set_data(r->ctx, state, size, 0), 0);
+    }
+    steps(r, 2, LONG, LONG + 3, 0);
+    free(state);
+}
+
 static void shift(run *r)
 {
     prompt(r, 1, 0, LONG, 0);
@@ -366,6 +383,7 @@ static const struct {
     {"clear_cells", clear_cells, NULL},
     {"restore_state", restore_state, NULL},
     {"restore_sequence", restore_sequence, NULL},
+    {"restore_in_place", restore_in_place, NULL},
     {"shift", shift, NULL},
     {"shift_in_place", shift_in_place, NULL},
     {"drafts", drafts, NULL},
