@@ -1,10 +1,9 @@
 /* Threads: the same bits for any count, pinned or not; concurrent use; affinity as found; no allocation in a step. */
 #include <pthread.h>
 #include <sched.h>
-#include <stdatomic.h>
 #include <string.h>
-#include <sys/mman.h>
 
+#include "faults.h"
 #include "unit.h"
 
 enum { TOKENS = 5000, HEADS = 8, KV_HEADS = 2, DIM = 64, OUT = HEADS * DIM };
@@ -107,47 +106,6 @@ START_TEST(sequences_in_concurrent_threads)
 }
 END_TEST
 
-/* Counts allocations: the linker puts these before libc's (see meson.build: --wrap). */
-static atomic_int counting, allocations;
-void *__real_malloc(size_t n);
-void *__real_calloc(size_t n, size_t m);
-void *__real_realloc(void *p, size_t n);
-void *__real_mmap(void *a, size_t n, int p, int f, int d, off_t o);
-void *__real_mmap64(void *a, size_t n, int p, int f, int d, off_t o);
-void *__wrap_malloc(size_t n);
-void *__wrap_calloc(size_t n, size_t m);
-void *__wrap_realloc(void *p, size_t n);
-void *__wrap_mmap(void *a, size_t n, int p, int f, int d, off_t o);
-void *__wrap_mmap64(void *a, size_t n, int p, int f, int d, off_t o);
-void *__wrap_malloc(size_t n)
-{
-    if (counting) allocations++;
-    return __real_malloc(n);
-}
-void *__wrap_calloc(size_t n, size_t m)
-{
-    if (counting) allocations++;
-    return __real_calloc(n, m);
-}
-void *__wrap_realloc(void *p, size_t n)
-{
-    if (counting) allocations++;
-    return __real_realloc(p, n);
-}
-void *__wrap_mmap(void *a, size_t n, int p, int f, int d, off_t o)
-{
-    if (counting) allocations++;
-    return __real_mmap(a, n, p, f, d, o);
-}
-
-static atomic_int mappings;
-void *__wrap_mmap64(void *a, size_t n, int p, int f, int d, off_t o)
-{
-    if (counting) allocations++;
-    mappings++;
-    return __real_mmap64(a, n, p, f, d, o);
-}
-
 START_TEST(no_allocation_in_a_step)
 {
     rng r = {29};
@@ -155,13 +113,13 @@ START_TEST(no_allocation_in_a_step)
     dp_runtime *const rt = runtime_with(2, DP_ISA_AUTO);
     dp_sequence_config config = sequence_config(&c, 2, DP_BF16);
     dp_sequence *s;
-    counting = 1; /* first that counting works */
+    faults_arm(0, false); /* first that counting works */
     const dp_status created = dp_sequence_create(rt, &config, &s);
-    counting = 0;
+    faults_disarm();
     ck_assert_int_eq(created, DP_OK);
-    ck_assert_int_gt(allocations, 0);
+    ck_assert_int_gt(faults_counted(), 0);
     append(s, &c, 0, 2990, 500);
-    ck_assert_int_gt(mappings, 0); /* the library's own memory is seen, too */
+    ck_assert_int_gt(faults_held_now().mapped_bytes, 0); /* the library's own memory is seen, too */
     float q[2 * DIM], out[2 * DIM], outs[40][2 * DIM];
     make_queries(&r, &c, 1, 2, q);
     for (size_t t = 2990; t < 3000; t++) {
@@ -170,12 +128,11 @@ START_TEST(no_allocation_in_a_step)
             dp_attention_params params;
             dp_attention_params_init(&params);
             params.method = (dp_method)method;
-            allocations = 0;
-            counting = t > 2990;
+            faults_arm(0, false);
             const dp_status status = dp_decode(s, 0, 1, q, &params, out, NULL, NULL); /* Check's macros allocate */
-            counting = 0;
+            faults_disarm();
             ck_assert_int_eq(status, DP_OK);
-            ck_assert_int_eq(allocations, 0);
+            if (t > 2990) ck_assert_int_eq(faults_counted(), 0);
         }
         dp_decode_request requests[40];
         for (int i = 0; i < 40; i++) {
@@ -184,12 +141,11 @@ START_TEST(no_allocation_in_a_step)
             requests[i].q = q;
             requests[i].out = outs[i];
         }
-        allocations = 0;
-        counting = t > 2990;
+        faults_arm(0, false);
         const dp_status status = dp_decode_batch(rt, 40, requests);
-        counting = 0;
+        faults_disarm();
         ck_assert_int_eq(status, DP_OK);
-        ck_assert_int_eq(allocations, 0);
+        if (t > 2990) ck_assert_int_eq(faults_counted(), 0);
     }
     dp_sequence_free(s);
     dp_runtime_free(rt);

@@ -1,0 +1,299 @@
+/* Every public function with its n-th allocation, file operation or library call failing, n = 1, 2, 3, ... until it
+ * passes untouched; once for that call alone and once for all from there on. After a failure the status and the message
+ * say so, the object computes what it did before, the same call succeeds once the fault is gone, with the result that it
+ * would have had, and in the end nothing is left behind. */
+#include <string.h>
+
+#include "faults.h"
+#include "unit.h"
+
+enum { LAYERS = 2, HEADS = 4, KV_HEADS = 2, DIM = 16, OUT = HEADS * DIM, TOKENS = 2600, PREFILL = 70 };
+
+typedef struct world {
+    dp_runtime_config config;
+    dp_runtime *rt;
+    dp_sequence *s, *created;
+    float out[3][PREFILL * OUT];
+} world;
+
+static cache c;
+static float q[PREFILL * OUT];
+
+static dp_status append_all(world *w, size_t first, size_t n)
+{
+    for (uint32_t l = 0; l < LAYERS; l++) {
+        if (dp_sequence_tokens(w->s, l) > first) continue; /* done before a fault in a later layer */
+        const dp_status status =
+            dp_append(w->s, l, n, c.k + first * KV_HEADS * DIM, 0, c.v + first * KV_HEADS * DIM, 0);
+        if (status) return status;
+    }
+    return DP_OK;
+}
+
+/* ---- Worlds to start in ---- */
+
+static void no_runtime(world *w)
+{
+    dp_runtime_config_init(&w->config);
+    w->config.n_threads = 2;
+}
+
+static void no_sequence(world *w)
+{
+    no_runtime(w);
+    ck_assert_int_eq(dp_runtime_create(&w->config, &w->rt), DP_OK);
+}
+
+static void pinned_no_sequence(world *w)
+{
+    no_runtime(w);
+    w->config.pinning = DP_PIN_COMPACT;
+    ck_assert_int_eq(dp_runtime_create(&w->config, &w->rt), DP_OK);
+}
+
+static void create_sequence(world *w)
+{
+    dp_sequence_config config = sequence_config(&c, HEADS, DP_BF16);
+    config.n_layers = LAYERS;
+    config.segment_tokens = 512;
+    config.pending_tokens = 128;
+    ck_assert_int_eq(dp_sequence_create(w->rt, &config, &w->s), DP_OK);
+}
+
+static void empty_sequence(world *w)
+{
+    no_sequence(w);
+    create_sequence(w);
+}
+
+static void prompt(world *w)
+{
+    empty_sequence(w);
+    for (size_t t = 0; t < 2100; t += 300) ck_assert_int_eq(append_all(w, t, 300), DP_OK);
+}
+
+static void indexed(world *w)
+{
+    prompt(w);
+    ck_assert_int_eq(dp_build_index(w->s, DP_ALL_LAYERS), DP_OK);
+}
+
+static void pinned(world *w)
+{
+    pinned_no_sequence(w);
+    create_sequence(w);
+    ck_assert_int_eq(append_all(w, 0, 2100), DP_OK);
+}
+
+static void about_to_cluster(world *w)
+{
+    indexed(w);
+    for (size_t t = 2100; t < 2140; t++) ck_assert_int_eq(append_all(w, t, 1), DP_OK);
+}
+
+/* ---- Calls that are to fail ---- */
+
+static dp_status create_runtime(world *w)
+{
+    return dp_runtime_create(&w->config, &w->rt);
+}
+
+static dp_status create_another(world *w)
+{
+    dp_sequence_config config = sequence_config(&c, HEADS, DP_F32);
+    config.n_layers = 3;
+    return dp_sequence_create(w->rt, &config, &w->created);
+}
+
+static dp_status first_tokens(world *w)
+{
+    return append_all(w, 0, 300);
+}
+
+static dp_status more_prompt(world *w)
+{
+    return append_all(w, 2100, 400);
+}
+
+static dp_status decode_tokens(world *w)
+{
+    const uint64_t have = dp_sequence_tokens(w->s, LAYERS - 1);
+    for (size_t t = have; t < 2400; t++) {
+        const dp_status status = append_all(w, t, 1);
+        if (status) return status;
+    }
+    return DP_OK;
+}
+
+static dp_status build(world *w)
+{
+    return dp_build_index(w->s, DP_ALL_LAYERS);
+}
+
+static dp_status truncate_clusters(world *w)
+{
+    return dp_sequence_truncate(w->s, DP_ALL_LAYERS, 1500);
+}
+
+static dp_status fork_it(world *w)
+{
+    return dp_sequence_fork(w->s, &w->created);
+}
+
+static dp_status prefill(world *w)
+{
+    return dp_prefill(w->s, 0, PREFILL, q, w->out[0], NULL);
+}
+
+static dp_status decode(world *w)
+{
+    return dp_decode(w->s, 1, 60, q, NULL, w->out[0], NULL, NULL);
+}
+
+static dp_status decode_batch(world *w)
+{
+    dp_decode_request requests[3];
+    for (uint32_t i = 0; i < 3; i++) {
+        dp_decode_request_init(&requests[i]);
+        requests[i].sequence = w->s;
+        requests[i].layer = i % LAYERS;
+        requests[i].n_queries = 10 + 20 * i;
+        requests[i].q = q;
+        requests[i].out = w->out[i];
+    }
+    return dp_decode_batch(w->rt, 3, requests);
+}
+
+static const struct scenario {
+    const char *function;
+    void (*begin)(world *w);
+    dp_status (*call)(world *w);
+    bool in_parts; /* calls a function several times: what was done before the fault stays */
+} scenarios[] = {
+    {"dp_runtime_create", no_runtime, create_runtime, false},
+    {"dp_sequence_create", no_sequence, create_another, false},
+    {"dp_append", empty_sequence, first_tokens, true},
+    {"dp_append", indexed, more_prompt, true},
+    {"dp_append", about_to_cluster, decode_tokens, true},
+    {"dp_build_index", prompt, build, false},
+    {"dp_build_index", pinned, build, false},
+    {"dp_sequence_truncate", indexed, truncate_clusters, false},
+    {"dp_sequence_fork", indexed, fork_it, false},
+    {"dp_sequence_fork", prompt, fork_it, false},
+    {"dp_prefill", prompt, prefill, false},
+    {"dp_prefill", pinned, prefill, false},
+    {"dp_decode", indexed, decode, false},
+    {"dp_decode_batch", indexed, decode_batch, false},
+};
+enum { N_SCENARIOS = sizeof scenarios / sizeof *scenarios };
+
+/* ---- What there is to see of a world ---- */
+
+typedef struct view {
+    uint64_t tokens[LAYERS], clusters, clustered;
+    uint64_t reserved; /* bytes; a call that fails may leave a larger buffer, but in the end nothing is in excess */
+    float decoded[2][LAYERS][2][OUT]; /* of the sequence and the one that was created from it: sparse, dense */
+    float out[3][PREFILL * OUT];
+} view;
+
+static void look_at(dp_sequence *s, float decoded[LAYERS][2][OUT])
+{
+    for (uint32_t l = 0; l < LAYERS; l++)
+        for (int dense = 0; dense < 2 && dp_sequence_tokens(s, l); dense++) {
+            dp_attention_params params;
+            dp_attention_params_init(&params);
+            params.min_context = dense ? UINT32_MAX : 0;
+            ck_assert_int_eq(dp_decode(s, l, 1, q, &params, decoded[l][dense], NULL, NULL), DP_OK);
+        }
+}
+
+static void look(const world *w, view *v)
+{
+    memset(v, 0, sizeof *v);
+    memcpy(v->out, w->out, sizeof v->out);
+    if (!w->s) return;
+    dp_memory m;
+    dp_memory_init(&m);
+    ck_assert_int_eq(dp_sequence_memory(w->s, &m), DP_OK);
+    v->clusters = m.clusters;
+    v->clustered = m.clustered_tokens;
+    v->reserved = m.reserved_bytes;
+    for (uint32_t l = 0; l < LAYERS; l++) v->tokens[l] = dp_sequence_tokens(w->s, l);
+    look_at(w->s, v->decoded[0]);
+    if (w->created) look_at(w->created, v->decoded[1]);
+}
+
+static void end(world *w)
+{
+    dp_sequence_free(w->s);
+    dp_sequence_free(w->created);
+    dp_runtime_free(w->rt);
+}
+
+/* One round; returns whether there was a fault. */
+static bool round_with(const struct scenario *sc, long n, bool for_good, const view *wanted)
+{
+    static world w;
+    static view before, now;
+    memset(&w, 0, sizeof w);
+    const faults_held held = faults_held_now();
+    sc->begin(&w);
+    look(&w, &before);
+    faults_arm(n, for_good);
+    const dp_status status = sc->call(&w);
+    const bool fault = faults_disarm() > 0;
+    if (status) {
+        char text[256];
+        ck_assert_msg(fault, "%s failed of itself", sc->function);
+        ck_assert(status == DP_ERR_NO_MEMORY || status == DP_ERR_SYSTEM);
+        dp_last_error(w.rt, text, sizeof text);
+        ck_assert_msg(strncmp(text, sc->function, strlen(sc->function)) == 0, "%s: fault %ld: message \"%s\"",
+                      sc->function, n, text);
+        look(&w, &now);
+        ck_assert_ptr_null(w.created);
+        before.reserved = now.reserved;
+        if (!sc->in_parts)
+            ck_assert_msg(memcmp(&now, &before, sizeof now) == 0, "%s: fault %ld left traces", sc->function, n);
+        ck_assert_int_eq(sc->call(&w), DP_OK);
+    }
+    look(&w, &now);
+    if (fault && !status) now.reserved = wanted->reserved; /* nothing but giving memory back may fail unnoticed */
+    ck_assert_msg(memcmp(&now, wanted, sizeof now) == 0, "%s: another result after fault %ld", sc->function, n);
+    end(&w);
+    const faults_held left = faults_held_now();
+    ck_assert_msg(memcmp(&left, &held, sizeof left) == 0,
+                  "%s: fault %ld: left are %ld blocks, %ld mapped bytes, %ld files, %ld topologies, %ld bitmaps",
+                  sc->function, n, left.blocks - held.blocks, left.mapped_bytes - held.mapped_bytes,
+                  left.files - held.files, left.topologies - held.topologies, left.bitmaps - held.bitmaps);
+    return fault;
+}
+
+START_TEST(nth_call_fails)
+{
+    const struct scenario *const sc = &scenarios[_i / 2];
+    const bool for_good = _i % 2;
+    rng r = {67};
+    c = cache_create(&r, TOKENS, KV_HEADS, DIM, DIM, DP_BF16);
+    make_queries(&r, &c, PREFILL, HEADS, q);
+    static world w;
+    static view wanted;
+    sc->begin(&w);
+    ck_assert_int_eq(sc->call(&w), DP_OK);
+    look(&w, &wanted);
+    end(&w);
+    long n = 1;
+    while (round_with(sc, n, for_good, &wanted)) n++;
+    ck_assert_int_gt(n, 1);
+    cache_free(&c);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *const suite = suite_create("faults");
+    TCase *const tc = tcase_create("faults");
+    tcase_set_timeout(tc, 240);
+    tcase_add_loop_test(tc, nth_call_fails, 0, 2 * N_SCENARIOS);
+    suite_add_tcase(suite, tc);
+    return run_suite(suite);
+}
