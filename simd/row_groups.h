@@ -30,13 +30,44 @@ DP_INLINE int is_turn(size_t *others, share ahead)
     return turn;
 }
 
-/* Fetches the lines that begin in the block of `block` elements from j on, into L2: the row is a batch ahead. */
+/* Fetches the lines that begin in the block of `block` elements from j on, into L2: the row is a batch ahead. All of them:
+ * with every other line left to the hardware dense decode of four heads takes 73 ns a token where it takes 64 so. */
 DP_INLINE void prefetch_block(const void *row, size_t j, size_t block, dp_type type)
 {
     const size_t element = type == DP_F32 ? 4 : 2, bytes = block * element;
     const char *const first = (const char *)row + j * element;
     if (bytes < 64 && j * element % 64 != 0) return;
     for (size_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(first + offset, 0, 2);
+}
+
+/* Fetching during a pass over columns j .. j + width - 1 of all rows: in address order, a slice of `width` elements of a
+ * row ahead for each row that is worked on; the passes over other columns fetch the other rows. */
+typedef struct fetch {
+    share ahead;
+    const void *const *row; /* ahead */
+    size_t left, slice, slices, others;
+} fetch;
+
+DP_INLINE fetch start_fetch(const void *const *rows, size_t n, share ahead, size_t d, size_t j, size_t width)
+{
+    const size_t slices = (d + width - 1) / width, done = (ahead.group * slices + j / width) * n / ahead.groups;
+    const size_t first = done / slices;
+    return (fetch){.ahead = ahead,
+                   .row = rows + n + first,
+                   .left = ahead.n > first ? ahead.n - first : 0,
+                   .slice = done % slices,
+                   .slices = slices,
+                   .others = ahead.group};
+}
+
+DP_INLINE void fetch_slice(fetch *f, size_t width, dp_type type)
+{
+    if (!is_turn(&f->others, f->ahead) || f->left == 0) return;
+    prefetch_block(*f->row, f->slice * width, width, type);
+    if (++f->slice < f->slices) return;
+    f->slice = 0;
+    f->row++;
+    f->left--;
 }
 
 /* out[h * n_rows + r] = scale * q[h] . row[r], with next[r] fetched; heads and n_rows are constants. */

@@ -7,26 +7,37 @@
 
 #include "../row_groups.h"
 
-/* The products of block j, added to sum[h * n_rows + r]. */
+/* *sum += q . k over block j. */
+DP_INLINE void multiply(const float *q, size_t j, dp_block k, __m256 *sum)
+{
+    *sum = _mm256_fmadd_ps(_mm256_load_ps(q + j), k.first, *sum);
+    *sum = _mm256_fmadd_ps(_mm256_load_ps(q + j + 8), k.second, *sum);
+}
+
+/* The products of block j, added to sum[h * n_rows + r]. Rows or heads come first such that the operands of the inner loop
+ * stay in registers. */
 DP_INLINE void logit_block(const float *arranged, size_t padded, const void *const *row, const void *const *next,
                            size_t j, int half, __m256 sum[8], size_t heads, size_t n_rows, dp_type type)
 {
+    const int rows_first = heads <= 2;
+    dp_block k[TILE_ROWS];
     DP_UNROLL
     for (size_t r = 0; r < n_rows; r++) {
         prefetch_block(next[r], j, DP_BLOCK, type);
-        const dp_block k = dp_load_block(row[r], j, half, type);
+        k[r] = dp_load_block(row[r], j, half, type);
         DP_UNROLL
-        for (size_t h = 0; h < heads; h++) {
-            __m256 *s = &sum[h * n_rows + r];
-            *s = _mm256_fmadd_ps(_mm256_load_ps(arranged + h * padded + j), k.first, *s);
-            *s = _mm256_fmadd_ps(_mm256_load_ps(arranged + h * padded + j + 8), k.second, *s);
-        }
+        for (size_t h = 0; rows_first && h < heads; h++) multiply(arranged + h * padded, j, k[r], &sum[h * n_rows + r]);
+    }
+    DP_UNROLL
+    for (size_t h = 0; !rows_first && h < heads; h++) {
+        DP_UNROLL
+        for (size_t r = 0; r < n_rows; r++) multiply(arranged + h * padded, j, k[r], &sum[h * n_rows + r]);
     }
 }
 
 /* q is arranged by blocks, padded to whole ones; heads * n_rows <= 8. */
-DP_INLINE void logit_tile(const float *arranged, size_t d, const void *const row[], const void *const next[], float scale,
-                          float out[TILE_PAIRS], size_t heads, size_t n_rows, dp_type type)
+DP_INLINE void logit_tile(const float *arranged, size_t d, const void *const row[], const void *const next[],
+                          float scale, float out[TILE_PAIRS], size_t heads, size_t n_rows, dp_type type)
 {
     const size_t padded = (d + DP_BLOCK - 1) / DP_BLOCK * DP_BLOCK;
     __m256 sum[8];
@@ -65,12 +76,12 @@ DP_INLINE void value_tile(const float *w, size_t w_stride, const void *const *ro
         DP_UNROLL
         for (size_t b = 0; b < blocks; b++) sum[h][b] = (dp_block){_mm256_setzero_ps(), _mm256_setzero_ps()};
     }
-    size_t others = ahead.group;
+    fetch next = start_fetch(rows, n, ahead, d, j, blocks * DP_BLOCK);
     for (size_t i = 0; i < n; i++) {
-        const void *const row = rows[i], *const next = is_turn(&others, ahead) && i < ahead.n ? rows[n + i] : row;
+        const void *const row = rows[i];
+        fetch_slice(&next, blocks * DP_BLOCK, type);
         DP_UNROLL
         for (size_t b = 0; b < blocks; b++) {
-            prefetch_block(next, j + b * DP_BLOCK, DP_BLOCK, type);
             const dp_block v = dp_load_block(row, j + b * DP_BLOCK, half, type);
             DP_UNROLL
             for (size_t h = 0; h < heads; h++) {

@@ -60,12 +60,12 @@ DP_INLINE void value_tile(const float *w, size_t w_stride, const void *const *ro
         for (size_t b = 0; b < blocks; b++)
             sum[h][b] = (dp_block){vdupq_n_f32(0), vdupq_n_f32(0)};
     }
-    size_t others = ahead.group;
+    fetch next = start_fetch(rows, n, ahead, d, j, blocks * DP_BLOCK);
     for (size_t i = 0; i < n; i++) {
-        const void *const row = rows[i], *const next = is_turn(&others, ahead) && i < ahead.n ? rows[n + i] : row;
+        const void *const row = rows[i];
+        fetch_slice(&next, blocks * DP_BLOCK, type);
         DP_UNROLL
         for (size_t b = 0; b < blocks; b++) {
-            prefetch_block(next, j + b * DP_BLOCK, DP_BLOCK, type);
             const dp_block v = dp_load_block(row, j + b * DP_BLOCK, type);
             DP_UNROLL
             for (size_t h = 0; h < heads; h++) {

@@ -6,7 +6,9 @@
 #include "attention/step.h"
 
 enum {
-    BATCH_ROWS = 128,       /* most rows whose logits are taken together before their values */
+    /* Most rows whose logits are taken together before their values. Dense, bf16, d 128, four heads, one thread: 60.1 ns a
+     * token; with 64 rows 61.1, with 32 rows 67.2. */
+    BATCH_ROWS = 128,
     BATCH_BYTES = 64 << 10, /* of a batch's keys and values: this one and the next stay in L2 */
 };
 
@@ -61,11 +63,15 @@ static batch list_batch(const dp_row_format *f, const dp_piece *pieces, size_t l
     b.first_row = pieces[at->piece].first_row;
     while (at->piece < last && pieces[at->piece].first_row == b.first_row && b.n < most) {
         const dp_piece *const piece = &pieces[at->piece];
-        for (; at->row < piece->n && b.n < most; at->row++, b.n++) {
-            keys[b.n] = piece->k + at->row * f->key_bytes;
-            values[b.n] = piece->v + at->row * f->value_bytes;
+        const size_t left = piece->n - at->row, n = left < most - b.n ? left : most - b.n;
+        const char *k = piece->k + at->row * f->key_bytes, *v = piece->v + at->row * f->value_bytes;
+        for (size_t i = 0; i < n; i++, k += f->key_bytes, v += f->value_bytes) {
+            keys[b.n + i] = k;
+            values[b.n + i] = v;
         }
-        if (at->row == piece->n) *at = (cursor){.piece = at->piece + 1};
+        b.n += n;
+        at->row += n;
+        if (n == left) *at = (cursor){.piece = at->piece + 1};
     }
     return b;
 }
@@ -77,8 +83,8 @@ static size_t list_start(dp_gather_task task, const void **keys, const void **va
     if (!task.head) return 0;
     const dp_item *const item = &task.head->items[task.item];
     if (!item->estimated)
-        return list_batch(&task.step->sequence->format, task.head->pieces, item->last, &(cursor){.piece = item->first}, keys,
-                          values)
+        return list_batch(&task.step->sequence->format, task.head->pieces, item->last, &(cursor){.piece = item->first},
+                          keys, values)
             .n;
     size_t n = 0;
     for (size_t i = item->first; i < item->last && n < BATCH_ROWS; i++, n++) {
@@ -89,8 +95,7 @@ static size_t list_start(dp_gather_task task, const void **keys, const void **va
     return n;
 }
 
-static void gather_pieces(dp_gather_task task, dp_gather_task next_task, float *partial,
-                          gather_scratch *scratch)
+static void gather_pieces(dp_gather_task task, dp_gather_task next_task, float *partial, gather_scratch *scratch)
 {
     const dp_step *const step = task.step;
     const dp_head_step *const h = task.head;
@@ -117,8 +122,7 @@ static void gather_pieces(dp_gather_task task, dp_gather_task next_task, float *
     }
 }
 
-static void gather_means(dp_gather_task task, dp_gather_task next_task, float *partial,
-                         gather_scratch *scratch)
+static void gather_means(dp_gather_task task, dp_gather_task next_task, float *partial, gather_scratch *scratch)
 {
     const dp_step *const step = task.step;
     const dp_head_step *const h = task.head;
