@@ -23,6 +23,10 @@
  * floating-point modes or the affinity of the caller's thread. (One thing is out of its hands: where the system refuses
  * to start a thread, OpenMP runtimes end the process. n_threads must be within the process's limits.)
  *
+ * fork(). In a child process the thread that called fork() computes alone, with the same results, in runtimes of the parent
+ * as in new ones; threads that the child starts have teams. What other threads were doing at the time of the fork() is
+ * undefined in the child: while they are inside the library, the child may only exec or _exit.
+ *
  * NaN and Inf in queries, keys or values are not an error: they propagate to the output as in dense attention.
  *
  * Structs that a caller fills start with struct_size; fill them with their *_init function first, then change fields.

@@ -93,7 +93,7 @@ dp_status dp_runtime_create(const dp_runtime_config *config, dp_runtime **runtim
     dp_status status = check_config(&c);
     if (status) return status;
 
-    dp_runtime *const rt = calloc(1, sizeof *rt);
+    dp_runtime *const rt = dp_team_watch_forks() ? calloc(1, sizeof *rt) : NULL;
     if (!rt) return dp_fail(NULL, DP_ERR_NO_MEMORY, "dp_runtime_create: out of memory");
     rt->config = c;
     rt->features = dp_cpu_features();

@@ -2,11 +2,34 @@
 #include "runtime/team.h"
 
 #include <omp.h>
+#include <pthread.h>
 
 #include "runtime/runtime.h"
 
 static _Thread_local uint64_t bound_for;       /* id of the runtime that this thread is bound for, 0: not bound by us */
 static _Thread_local hwloc_bitmap_t was_bound; /* where it was allowed before */
+
+/* In a child process, on the one thread that it begins with: the workers that OpenMP keeps for this thread did not come
+ * along, and it would wait for them for ever. */
+static _Thread_local bool without_workers;
+
+static void child_begins(void)
+{
+    without_workers = true;
+}
+
+static bool watching;
+
+static void watch(void)
+{
+    watching = !pthread_atfork(NULL, NULL, child_begins);
+}
+
+bool dp_team_watch_forks(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    return !pthread_once(&once, watch) && watching;
+}
 
 static void unbind_worker(const dp_runtime *rt)
 {
@@ -29,6 +52,13 @@ static void bind_worker(const dp_runtime *rt, int thread)
 
 void dp_team_run(const dp_runtime *rt, dp_team_fn fn, void *argument)
 {
+    if (without_workers) {
+        const int n_threads = omp_get_max_threads();
+        omp_set_num_threads(1); /* oneDNN must not start a team either */
+        fn(argument, 0, 1);
+        omp_set_num_threads(n_threads);
+        return;
+    }
 #pragma omp parallel num_threads(rt->n_threads)
     {
         /* In a team of one omp_in_parallel() is false, and oneDNN would start a team of its own: results would then
@@ -42,7 +72,7 @@ void dp_team_run(const dp_runtime *rt, dp_team_fn fn, void *argument)
 
 void dp_team_unbind(const dp_runtime *rt)
 {
-    if (rt->config.pinning == DP_PIN_OFF) return;
+    if (rt->config.pinning == DP_PIN_OFF || without_workers) return;
 #pragma omp parallel num_threads(rt->n_threads)
     if (bound_for == rt->id) unbind_worker(rt);
 }

@@ -3,9 +3,14 @@
 #define DP_RUNTIME_TEAM_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "doublep/doublep.h"
+
+/* Once per process, before the first team: after a fork() the thread that is left knows that its workers are not. False
+ * where there is no memory. */
+bool dp_team_watch_forks(void);
 
 /* fn(argument, thread, n_threads) on every member; n_threads is the team that really came. fn may use orphaned
  * `omp barrier`. A oneDNN call inside runs on the calling member alone. */

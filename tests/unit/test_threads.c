@@ -8,7 +8,8 @@
 
 enum { TOKENS = 5000, HEADS = 8, KV_HEADS = 2, DIM = 64, OUT = HEADS * DIM };
 
-/* Prefill of a chunk, index, growth, dense and sparse decode: everything that a run computes, in one array. */
+/* Prefill of a chunk, index, growth, dense and sparse decode, a fork cut short, a batch: everything that a run computes,
+ * in one array. */
 static void compute(dp_runtime *rt, float *results)
 {
     rng r = {23};
@@ -29,24 +30,41 @@ static void compute(dp_runtime *rt, float *results)
     ck_assert_int_eq(dp_decode(s, 0, 1, q, &params, results + 500 * OUT, NULL, NULL), DP_OK);
     params.method = DP_DENSE;
     ck_assert_int_eq(dp_decode(s, 0, 3, q, &params, results + 501 * OUT, NULL, NULL), DP_OK);
+    dp_sequence *fork;
+    ck_assert_int_eq(dp_sequence_fork(s, &fork), DP_OK);
+    ck_assert_int_eq(dp_sequence_truncate(fork, 0, 3500), DP_OK);
+    ck_assert_int_eq(dp_build_index(fork, 0), DP_OK);
+    dp_decode_request requests[3];
+    for (size_t i = 0; i < 3; i++) {
+        dp_decode_request_init(&requests[i]);
+        requests[i].sequence = i == 1 ? s : fork;
+        requests[i].n_queries = i + 1;
+        requests[i].q = q;
+        requests[i].out = results + (504 + i * (i + 1) / 2) * OUT;
+    }
+    ck_assert_int_eq(dp_decode_batch(rt, 3, requests), DP_OK);
+    dp_sequence_free(fork);
     free(q);
     dp_sequence_free(s);
     cache_free(&c);
 }
-enum { RESULTS = 504 * OUT };
+enum { RESULTS = 510 * OUT };
 
 START_TEST(same_bits_for_any_thread_count)
 {
-    static const int counts[] = {1, 2, 3, 7, 16, 2};
+    static const int counts[] = {1, 1, 2, 3, 7, 16};
+    static const dp_isa isas[] = {DP_ISA_AUTO, DP_ISA_AVX2, DP_ISA_NEON, DP_ISA_SCALAR};
     float *const first = malloc(RESULTS * sizeof *first), *const now = malloc(RESULTS * sizeof *now);
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 12; i++) { /* with 1 thread twice: run to run; then pinned */
         dp_runtime_config config;
         dp_runtime_config_init(&config);
-        config.n_threads = counts[i];
-        config.pinning = i == 5 ? DP_PIN_SCATTER : i == 3 ? DP_PIN_COMPACT : DP_PIN_OFF;
-        config.isa = _i ? DP_ISA_SCALAR : DP_ISA_AUTO;
+        config.n_threads = counts[i % 6];
+        config.pinning = i < 6 ? DP_PIN_OFF : i % 2 ? DP_PIN_COMPACT : DP_PIN_SCATTER;
+        config.isa = isas[_i];
         dp_runtime *rt;
-        ck_assert_int_eq(dp_runtime_create(&config, &rt), DP_OK);
+        const dp_status status = dp_runtime_create(&config, &rt);
+        if (status == DP_ERR_UNSUPPORTED && isas[_i] != DP_ISA_AUTO) break; /* not on this machine */
+        ck_assert_int_eq(status, DP_OK);
         compute(rt, i ? now : first);
         if (i) ck_assert_mem_eq(now, first, RESULTS * sizeof *now);
         dp_runtime_free(rt);
@@ -158,7 +176,7 @@ int main(void)
     Suite *const suite = suite_create("threads");
     TCase *const tc = tcase_create("threads");
     tcase_set_timeout(tc, 200);
-    tcase_add_loop_test(tc, same_bits_for_any_thread_count, 0, 2);
+    tcase_add_loop_test(tc, same_bits_for_any_thread_count, 0, 4);
     tcase_add_test(tc, affinity_is_left_alone);
     tcase_add_test(tc, sequences_in_concurrent_threads);
     tcase_add_test(tc, no_allocation_in_a_step);
