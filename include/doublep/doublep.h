@@ -327,7 +327,8 @@ DP_API dp_status dp_prefill(dp_sequence *sequence, uint32_t layer, size_t n_quer
  * tokens of a draft to verify); shapes, causality and lse as in dp_prefill. All queries of a call share the rows that
  * are read. params = NULL means the defaults; stats may be NULL. Partial results over disjoint sets of tokens
  * are merged by their lse: out = sum_j exp(lse_j - L) out_j, L = log sum_j exp(lse_j).
- * Allocates nothing once a call of the size was made on the runtime (by as many threads at once), and takes no lock.
+ * Allocates nothing once a call of the size was made on the runtime (by as many threads at once) among the last 1000, and
+ * takes no lock.
  * Errors: DP_ERR_INVALID, DP_ERR_NO_MEMORY. */
 #define DP_MAX_DECODE_QUERIES 64
 DP_API dp_status dp_decode(dp_sequence *sequence, uint32_t layer, size_t n_queries, const float *q,

@@ -20,8 +20,8 @@ typedef struct prefill {
     size_t n_queries, queries_per_task, n_blocks; /* blocks of queries per KV head */
     const float *q;
     float *out, *lse;
-    dp_ticket ticket;
-    char *scratch;
+    dp_ticket ticket, workers;
+    char *scratch; /* [workers that get a task][scratch_bytes] */
     size_t scratch_bytes;
 } prefill;
 
@@ -163,11 +163,13 @@ static void finish(const block *b, size_t kv_head)
 
 static void prefill_worker(void *argument, int thread, int n_threads)
 {
-    (void)n_threads;
+    (void)thread, (void)n_threads;
     prefill *const job = argument;
+    char *base = NULL;
     const dp_sequence *const s = job->sequence;
     for (size_t t; (t = dp_ticket_take(&job->ticket)) < job->n_blocks * s->config.n_kv_heads;) {
-        dp_scratch scratch = {.base = job->scratch + (size_t)thread * job->scratch_bytes};
+        if (!base) base = job->scratch + dp_ticket_take(&job->workers) * job->scratch_bytes;
+        dp_scratch scratch = {.base = base};
         block b = carve(job, &scratch);
         const size_t kv_head = t % s->config.n_kv_heads;
         /* Last queries first: they see most, and the long tasks should not come at the end. */
@@ -212,10 +214,9 @@ dp_status dp_prefill(dp_sequence *s, uint32_t layer, size_t n_queries, const flo
     dp_scratch measured = {0};
     carve(&job, &measured);
     job.scratch_bytes = measured.used;
-    dp_scratch *const scratch = dp_scratch_acquire(rt, job.scratch_bytes * (size_t)rt->n_threads);
-    if (!scratch)
-        return dp_no_memory(rt, "dp_prefill: no memory for %zu bytes of scratch per thread",
-                       measured.used);
+    const size_t n_tasks = job.n_blocks * s->config.n_kv_heads, n_threads = (size_t)rt->n_threads;
+    dp_scratch *const scratch = dp_scratch_acquire(rt, job.scratch_bytes * (n_tasks < n_threads ? n_tasks : n_threads));
+    if (!scratch) return dp_no_memory(rt, "dp_prefill: no memory for %zu bytes of scratch per thread", measured.used);
     job.scratch = scratch->base;
     dp_team_run(rt, prefill_worker, &job);
     dp_scratch_release(rt, scratch);

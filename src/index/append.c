@@ -53,20 +53,22 @@ typedef struct build_job {
     dp_sequence *sequence;
     build_task *tasks;
     size_t n_tasks;
-    dp_ticket ticket;
-    char *scratch; /* [threads][scratch_bytes] */
+    dp_ticket ticket, workers;
+    char *scratch; /* [workers that get a task][scratch_bytes] */
     size_t scratch_bytes;
     atomic_bool failed;
 } build_job;
 
 static void build_worker(void *argument, int thread, int n_threads)
 {
-    (void)n_threads;
+    (void)thread, (void)n_threads;
     build_job *const job = argument;
+    char *base = NULL;
     for (size_t i; (i = dp_ticket_take(&job->ticket)) < job->n_tasks;) {
         const build_task *const task = &job->tasks[i];
         const dp_row_format *const f = &job->sequence->format;
-        dp_scratch scratch = {.base = job->scratch + (size_t)thread * job->scratch_bytes, .bytes = job->scratch_bytes};
+        if (!base) base = job->scratch + dp_ticket_take(&job->workers) * job->scratch_bytes;
+        dp_scratch scratch = {.base = base, .bytes = job->scratch_bytes};
         if (!dp_build_segment(job->sequence, &task->head->segments[task->segment],
                               task->head->tail.k + task->first_row * f->key_bytes,
                               task->head->tail.v + task->first_row * f->value_bytes, &scratch))
@@ -141,10 +143,11 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
             if (n > largest) largest = n;
         }
     job.scratch_bytes = dp_build_scratch_bytes(s, largest);
-    dp_scratch *const scratch = dp_scratch_acquire(rt, tasks_bytes + job.scratch_bytes * (size_t)rt->n_threads);
+    const size_t scratch_bytes = job.scratch_bytes * min_size(n_tasks, (size_t)rt->n_threads);
+    dp_scratch *const scratch = dp_scratch_acquire(rt, tasks_bytes + scratch_bytes);
     if (!scratch) return dp_no_memory(rt, "%s: no memory to cluster %zu tokens", caller, largest);
     job.tasks = dp_scratch_take(scratch, tasks_bytes);
-    job.scratch = dp_scratch_take(scratch, job.scratch_bytes * (size_t)rt->n_threads);
+    job.scratch = dp_scratch_take(scratch, scratch_bytes);
 
     bool ok = true;
     for (uint32_t l = first; l < last && ok; l++)

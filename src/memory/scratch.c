@@ -20,27 +20,48 @@ static void scratch_free(dp_runtime *rt, dp_scratch *scratch)
     atomic_fetch_sub(&rt->scratch_bytes, sizeof *scratch);
 }
 
-/* Takes any idle buffer, a large enough one if there is one at hand. */
-static dp_scratch *take_idle(dp_runtime *rt, size_t bytes)
+/* Frees the buffers that were of no use for long. */
+static void free_stale(dp_runtime *rt, uint64_t call)
 {
-    dp_scratch *small = NULL;
     for (int i = 0; i < DP_SCRATCH_SLOTS; i++) {
         dp_scratch *const found = atomic_exchange(&rt->scratch[i], NULL);
-        if (!found) continue;
-        if (found->bytes >= bytes) {
-            if (small) dp_scratch_release(rt, small);
-            return found;
-        }
-        if (small) dp_scratch_release(rt, small);
-        small = found;
+        if (found && call > found->last_call + DP_SCRATCH_CALLS)
+            scratch_free(rt, found);
+        else if (found)
+            dp_scratch_release(rt, found);
     }
-    return small;
+}
+
+/* How well a buffer fits. */
+static int fit(const dp_scratch *scratch, size_t bytes)
+{
+    return !scratch ? 0 : scratch->bytes < bytes ? 1 : scratch->bytes / 4 > bytes ? 2 : 3;
+}
+
+/* Takes the idle buffer that fits best: small calls leave the large ones to large calls. */
+static dp_scratch *take_idle(dp_runtime *rt, size_t bytes)
+{
+    dp_scratch *best = NULL;
+    for (int i = 0; i < DP_SCRATCH_SLOTS && fit(best, bytes) < 3; i++) {
+        dp_scratch *found = atomic_exchange(&rt->scratch[i], NULL);
+        if (!found) continue;
+        if (fit(found, bytes) > fit(best, bytes)) {
+            dp_scratch *const other = best;
+            best = found;
+            found = other;
+        }
+        if (found) dp_scratch_release(rt, found);
+    }
+    return best;
 }
 
 dp_scratch *dp_scratch_acquire(dp_runtime *rt, size_t bytes)
 {
+    const uint64_t call = atomic_fetch_add(&rt->calls, 1) + 1;
+    if (call % (DP_SCRATCH_CALLS / 4) == 0) free_stale(rt, call);
     dp_scratch *scratch = take_idle(rt, bytes);
     if (scratch && scratch->bytes >= bytes) {
+        if (fit(scratch, bytes) == 3) scratch->last_call = call;
         scratch->used = 0;
         return scratch;
     }
@@ -57,7 +78,7 @@ dp_scratch *dp_scratch_acquire(dp_runtime *rt, size_t bytes)
         return NULL;
     }
     atomic_fetch_add(&rt->scratch_bytes, rounded);
-    *scratch = (dp_scratch){.base = base, .bytes = rounded};
+    *scratch = (dp_scratch){.base = base, .bytes = rounded, .last_call = call};
     return scratch;
 }
 

@@ -1,16 +1,21 @@
 /* Work buffers of a call. The runtime keeps the idle ones in a fixed set of slots that are exchanged atomically, so a
- * call takes one without a lock and, once a call of its size was made, without allocation. */
+ * call takes one without a lock and, once a call of its size was made, without allocation. Buffers that were of no use
+ * for DP_SCRATCH_CALLS calls, too many or too large, are given back. */
 #ifndef DP_MEMORY_SCRATCH_H
 #define DP_MEMORY_SCRATCH_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include "doublep/doublep.h"
+
+enum { DP_SCRATCH_CALLS = 1024 };
 
 typedef struct dp_scratch {
     char *base;
     size_t bytes; /* capacity */
     size_t used;
+    uint64_t last_call; /* of the runtime's calls the last that needed a good part of it */
 } dp_scratch;
 
 /* A buffer of at least `bytes`; NULL where there is no memory. Pair with dp_scratch_release. */

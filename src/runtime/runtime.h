@@ -25,6 +25,7 @@ struct dp_runtime {
     size_t huge_page; /* bytes, 0: ordinary pages */
     dp_message message;
     dp_budget budget;
+    atomic_uint_fast64_t calls;  /* that took a work buffer */
     atomic_size_t scratch_bytes; /* of the budget: work buffers, idle or not */
     _Atomic(struct dp_scratch *) scratch[DP_SCRATCH_SLOTS]; /* idle work buffers, see memory/scratch.h */
 };

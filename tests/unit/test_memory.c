@@ -1,6 +1,8 @@
 /* The memory limit and the figures: exact, never exceeded, and a sequence that was refused more is as it was. */
 #include <string.h>
 
+#include "index/build.h"
+#include "memory/scratch.h"
 #include "unit.h"
 
 enum { HEADS = 4, KV_HEADS = 2, DIM = 64, OUT = HEADS * DIM, TOKENS = 9000 };
@@ -173,6 +175,55 @@ START_TEST(sequences_share_the_limit)
 }
 END_TEST
 
+/* Work buffers: what many callers or a large call needed once does not stay for ever, what is in use does. */
+START_TEST(scratch_does_not_pile_up)
+{
+    enum { BURST = 20, SMALL = 100 << 10, LARGE = 5 << 20 };
+    dp_runtime *const rt = limited(0, DP_HUGE_PAGES_OFF);
+    dp_scratch *held[BURST];
+    for (int i = 0; i < BURST; i++) ck_assert_ptr_nonnull(held[i] = dp_scratch_acquire(rt, i % 2 ? LARGE : SMALL));
+    for (int i = 0; i < BURST; i++) dp_scratch_release(rt, held[i]);
+    const uint64_t burst = info_of(rt).scratch_bytes;
+    ck_assert_uint_ge(burst, BURST / 2 * (uint64_t)(SMALL + LARGE));
+    const char *small = NULL;
+    for (int i = 0; i < 4 * DP_SCRATCH_CALLS; i++) { /* one caller that now and then needs much */
+        dp_scratch *const s = dp_scratch_acquire(rt, SMALL);
+        if (i > DP_SCRATCH_CALLS + 300) {
+            if (small) ck_assert_ptr_eq(s->base, small); /* always the same */
+            small = s->base;
+        }
+        dp_scratch_release(rt, s);
+        if (i % 500 == 0) dp_scratch_release(rt, dp_scratch_acquire(rt, LARGE));
+    }
+    const uint64_t later = info_of(rt).scratch_bytes;
+    ck_assert_uint_ge(later, SMALL + LARGE);
+    ck_assert_uint_le(later, 2 * (SMALL + LARGE));
+    for (int i = 0; i < 2 * DP_SCRATCH_CALLS; i++) dp_scratch_release(rt, dp_scratch_acquire(rt, SMALL));
+    ck_assert_uint_le(info_of(rt).scratch_bytes, 2 * SMALL);
+    dp_runtime_free(rt);
+}
+END_TEST
+
+/* Threads that have nothing to do are given no memory to do it in. */
+START_TEST(scratch_is_for_threads_with_work)
+{
+    rng r = {61};
+    cache c = cache_create(&r, 1000, 1, DIM, DIM, DP_BF16);
+    dp_runtime *const rt = runtime_with(16, DP_ISA_AUTO);
+    dp_sequence_config config = sequence_config(&c, 1, DP_BF16);
+    dp_sequence *s;
+    ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
+    append(s, &c, 0, 1000, 1000);
+    ck_assert_int_eq(dp_build_index(s, 0), DP_OK); /* one segment */
+    const size_t one = dp_build_scratch_bytes(s, 1000 - 68);
+    ck_assert_uint_ge(info_of(rt).scratch_bytes, one);
+    ck_assert_uint_le(info_of(rt).scratch_bytes, 2 * one + (2 << 20)); /* a quarter more, in whole pages */
+    dp_sequence_free(s);
+    dp_runtime_free(rt);
+    cache_free(&c);
+}
+END_TEST
+
 int main(void)
 {
     Suite *const suite = suite_create("memory");
@@ -181,6 +232,8 @@ int main(void)
     tcase_add_loop_test(tc, figures_add_up, 0, 2);
     tcase_add_test(tc, refused_at_any_limit);
     tcase_add_test(tc, sequences_share_the_limit);
+    tcase_add_test(tc, scratch_does_not_pile_up);
+    tcase_add_test(tc, scratch_is_for_threads_with_work);
     suite_add_tcase(suite, tc);
     return run_suite(suite);
 }
