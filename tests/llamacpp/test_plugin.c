@@ -400,6 +400,22 @@ START_TEST(case_test)
 }
 END_TEST
 
+START_TEST(declines_to_load)
+{
+    const size_t devices = ggml_backend_dev_count();
+    ck_assert_ptr_null(ggml_backend_load(OTHER_PLUGIN_PATH)); /* built for another ggml */
+    setenv("DOUBLEP_EPSILON", "much", 1);
+    ck_assert_ptr_null(ggml_backend_load(PLUGIN_PATH));
+    unsetenv("DOUBLEP_EPSILON");
+    setenv("DOUBLEP", "off", 1);
+    ck_assert_ptr_null(ggml_backend_load(PLUGIN_PATH));
+    unsetenv("DOUBLEP");
+    ck_assert_uint_eq(ggml_backend_dev_count(), devices);
+    ck_assert_ptr_nonnull(ggml_backend_load(PLUGIN_PATH));
+    ck_assert_uint_eq(ggml_backend_dev_count(), devices + 1);
+}
+END_TEST
+
 /* Runs the case that is named, or all. */
 int main(int argc, char **argv)
 {
@@ -421,6 +437,7 @@ int main(int argc, char **argv)
     TCase *const tcase = tcase_create("cache");
     tcase_set_timeout(tcase, 120);
     tcase_add_loop_test(tcase, case_test, first, last);
+    if (argc == 1) tcase_add_test(tcase, declines_to_load);
     suite_add_tcase(suite, tcase);
     SRunner *const runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
