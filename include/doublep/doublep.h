@@ -198,7 +198,8 @@ DP_API dp_status dp_sequence_set_dense(dp_sequence *sequence, uint32_t layer, in
  * This is also where the index grows: before the new tokens are added, tokens that wait outside the window are
  * clustered, in whole segments of segment_tokens while appends are long (64 tokens or more: a prompt), and once
  * pending_tokens wait when they are short (decoding); KV heads and layers take turns, so that no step bears all of it.
- * An append never clusters its own tokens, nor the last `window` before. Memory for tokens and index is allocated only
+ * An append never clusters its own tokens, nor the last `window` before. Where the clustered tokens end in a segment of less
+ * than 16 clusters, it is clustered anew with the tokens that follow. Memory for tokens and index is allocated only
  * here, in dp_build_index and in dp_sequence_truncate.
  * Errors: DP_ERR_INVALID (n_tokens = 0, layer out of range, more than 2^32 - 1 tokens), DP_ERR_NO_MEMORY. */
 DP_API dp_status dp_append(dp_sequence *sequence, uint32_t layer, size_t n_tokens, const float *k, size_t k_stride,

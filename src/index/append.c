@@ -42,11 +42,23 @@ static size_t due_in(const dp_sequence *s, uint32_t layer, uint32_t kv_head, due
     return due(s, head, head->tail.n - s->config.window);
 }
 
+/* A last segment that does not fill a panel of centroids takes the next tokens in, where a segment may be so long: it is
+ * built anew with them. Without that, short appends and many calls of dp_build_index would leave a trail of panels that
+ * are mostly padding. Returns the segment, NULL where there is none to be extended by so many tokens. */
+static const dp_segment *extended(const dp_sequence *s, const dp_head *head, size_t tokens)
+{
+    if (!tokens || !head->n_segments) return NULL;
+    const dp_segment *const last = &head->segments[head->n_segments - 1];
+    const bool small = last->n_tokens < (size_t)DP_PANEL * s->config.tokens_per_cluster;
+    return small && last->n_tokens + tokens <= s->config.segment_tokens ? last : NULL;
+}
+
 /* One segment to build. */
 typedef struct build_task {
     dp_head *head;
     uint32_t segment; /* index in the head, allocated, not counted yet */
     size_t first_row; /* in the tail */
+    bool extends;     /* begins with the tokens of the segment before it, whose place it will take */
 } build_task;
 
 typedef struct build_job {
@@ -69,10 +81,20 @@ static void build_worker(void *argument, int thread, int n_threads)
         const dp_row_format *const f = &job->sequence->format;
         if (!base) base = job->scratch + dp_ticket_take(&job->workers) * job->scratch_bytes;
         dp_scratch scratch = {.base = base, .bytes = job->scratch_bytes};
-        if (!dp_build_segment(job->sequence, &task->head->segments[task->segment],
-                              task->head->tail.k + task->first_row * f->key_bytes,
-                              task->head->tail.v + task->first_row * f->value_bytes, &scratch))
-            atomic_store(&job->failed, true);
+        dp_segment *const segment = &task->head->segments[task->segment];
+        const dp_rows *const tail = &task->head->tail;
+        const char *k = tail->k + task->first_row * f->key_bytes, *v = tail->v + task->first_row * f->value_bytes;
+        if (task->extends) {
+            const dp_segment *const before = segment - 1;
+            const size_t n = before->n_tokens, more = segment->n_tokens - n;
+            char *const all_k = dp_scratch_take(&scratch, segment->n_tokens * f->key_bytes);
+            char *const all_v = dp_scratch_take(&scratch, segment->n_tokens * f->value_bytes);
+            dp_segment_unpack(before, f, n, all_k, all_v);
+            memcpy(all_k + n * f->key_bytes, k, more * f->key_bytes);
+            memcpy(all_v + n * f->value_bytes, v, more * f->value_bytes);
+            k = all_k, v = all_v;
+        }
+        if (!dp_build_segment(job->sequence, segment, k, v, &scratch)) atomic_store(&job->failed, true);
     }
 }
 
@@ -101,6 +123,15 @@ static bool plan_head(dp_sequence *s, dp_head *head, uint64_t tail_first, size_t
 {
     if (!reserve_segments(s, head, segments_of(s, tokens))) return false;
     uint32_t segment = head->n_segments;
+    const dp_segment *const before = extended(s, head, tokens);
+    if (before) {
+        const size_t n = before->n_tokens + tokens;
+        if (!dp_segment_alloc(&head->segments[segment], s->arenas[head->arena], &s->format, before->first_token, n,
+                              dp_build_clusters(&s->config, n)))
+            return false;
+        tasks[(*n_tasks)++] = (build_task){.head = head, .segment = segment, .extends = true};
+        return true;
+    }
     for (size_t first = 0; first < tokens; first += s->config.segment_tokens) {
         const size_t n = min_size(tokens - first, s->config.segment_tokens);
         if (!dp_segment_alloc(&head->segments[segment], s->arenas[head->arena], &s->format, tail_first + first, n,
@@ -117,6 +148,12 @@ static void attach(dp_sequence *s, uint32_t layer, uint32_t kv_head, size_t toke
 {
     dp_head *const head = &s->layers[layer].heads[kv_head];
     if (!tokens) return;
+    if (extended(s, head, tokens)) {
+        dp_segment *const before = &head->segments[--head->n_segments];
+        head->n_panels -= before->n_panels;
+        dp_segment_free(before, s->arenas[head->arena]);
+        *before = before[1];
+    }
     for (size_t i = segments_of(s, tokens); i > 0; i--) head->n_panels += head->segments[head->n_segments++].n_panels;
     head->clustered += tokens;
     head->pending_limit =
@@ -136,13 +173,16 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
 
     build_job job = {.sequence = s};
     const size_t tasks_bytes = (n_tasks * sizeof *job.tasks + 63) & ~(size_t)63;
-    size_t largest = 0;
+    size_t largest = 0, longest = 0; /* tokens of a segment; of one that is extended */
     for (uint32_t l = first; l < last; l++)
         for (uint32_t h = 0; h < n_heads; h++) {
-            const size_t n = min_size(due_in(s, l, h, due), s->config.segment_tokens);
-            if (n > largest) largest = n;
+            const size_t n = due_in(s, l, h, due);
+            const dp_segment *const before = extended(s, &s->layers[l].heads[h], n);
+            if (before && before->n_tokens + n > longest) longest = before->n_tokens + n;
+            if (min_size(n, s->config.segment_tokens) > largest) largest = min_size(n, s->config.segment_tokens);
         }
-    job.scratch_bytes = dp_build_scratch_bytes(s, largest);
+    if (longest > largest) largest = longest;
+    job.scratch_bytes = dp_build_scratch_bytes(s, largest) + dp_segment_row_bytes(&s->format, longest) + 128;
     const size_t scratch_bytes = job.scratch_bytes * min_size(n_tasks, (size_t)rt->n_threads);
     dp_scratch *const scratch = dp_scratch_acquire(rt, tasks_bytes + scratch_bytes);
     if (!scratch) return dp_no_memory(rt, "%s: no memory to cluster %zu tokens", caller, largest);

@@ -178,6 +178,39 @@ START_TEST(grows_with_decoding)
 }
 END_TEST
 
+/* However often the index is built, all segments but the last fill a panel, and nothing is lost. */
+START_TEST(small_segments_are_extended)
+{
+    rng r = {11};
+    cache c = cache_create(&r, 3000, 2, 64, 64, DP_F32);
+    dp_runtime *const rt = runtime_with(2, DP_ISA_AUTO);
+    dp_sequence_config config = sequence_config(&c, 2, DP_F32);
+    config.pending_tokens = 64;
+    if (_i) config.segment_tokens = 400; /* not all of them may grow as long as they would */
+    dp_sequence *s;
+    ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
+    for (size_t t = 0; t < 3000; t += 10) {
+        append(s, &c, t, t + 10, 10);
+        if (t >= 1500) ck_assert_int_eq(dp_build_index(s, 0), DP_OK);
+    }
+    char *const seen = calloc(c.n_tokens, 1);
+    for (uint32_t h = 0; h < 2; h++) {
+        const dp_head *const head = &s->layers[0].heads[h];
+        memset(seen, 0, c.n_tokens);
+        ck_assert_uint_ge(head->n_segments, 2);
+        for (uint32_t i = 0; i < head->n_segments; i++) {
+            check_segment(&head->segments[i], &s->format, &c, h, seen);
+            if (i + 1 < head->n_segments) ck_assert_uint_ge(head->segments[i].n_tokens, 256);
+        }
+        for (size_t t = 0; t < c.n_tokens; t++) ck_assert_int_eq(seen[t], t >= 4 && t < c.n_tokens - 64);
+    }
+    free(seen);
+    dp_sequence_free(s);
+    dp_runtime_free(rt);
+    cache_free(&c);
+}
+END_TEST
+
 START_TEST(memory_stays_in_bounds)
 {
     rng r = {13};
@@ -267,6 +300,7 @@ int main(void)
     tcase_add_loop_test(tc, statistics_are_as_defined, 0, 2);
     tcase_add_test(tc, outliers_stand_alone);
     tcase_add_test(tc, grows_with_decoding);
+    tcase_add_loop_test(tc, small_segments_are_extended, 0, 2);
     tcase_add_test(tc, memory_stays_in_bounds);
     tcase_add_loop_test(tc, degenerate_keys, 0, 5);
     tcase_add_test(tc, dense_layers_are_not_clustered);
