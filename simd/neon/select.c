@@ -2,6 +2,81 @@
  * past the end are loaded as 0: a size of 0, padding. */
 #include "neon.h"
 
+static float cluster_logits(float *x, const float *size, const float *spread, const float *limit, size_t n, float base,
+                            float scale, float variance)
+{
+    const float32x4_t lowest = vdupq_n_f32(-INFINITY), offset = vdupq_n_f32(base), half = vdupq_n_f32(0.5f);
+    float32x4_t largest = lowest;
+    for (size_t i = 0; i < n; i += 4) {
+        const size_t left = n - i;
+        const uint32x4_t real = vcgtq_f32(dp_load_first(size + i, left), vdupq_n_f32(0));
+        const float32x4_t score = vfmaq_n_f32(offset, dp_load_first(x + i, left), scale);
+        const float32x4_t sigma = vsqrtq_f32(vmulq_n_f32(dp_load_first(spread + i, left), variance));
+        const float32x4_t m = vminq_f32(dp_load_first(limit + i, left), sigma);
+        const float32x4_t kept = vbslq_f32(real, vfmaq_f32(score, m, vfmsq_f32(sigma, half, m)), lowest);
+        dp_store_first(x + i, left, kept);
+        largest = dp_larger(largest, kept);
+    }
+    return vmaxvq_f32(largest);
+}
+
+/* expm1(x) for x >= 0, large enough above 80; NaN stays. */
+DP_INLINE float32x4_t bounded_expm1(float32x4_t x)
+{
+    const dp_exp_parts parts = dp_exp_split(vminq_f32(vdupq_n_f32(80), x));
+    const float32x4_t power = dp_power_of_2(parts.n);
+    return vfmaq_f32(vsubq_f32(power, vdupq_n_f32(1)), power, parts.tail);
+}
+
+static float cluster_mass(const float *x, const float *size, const float *spread, size_t n, float max, float variance,
+                          float *mass, float *error)
+{
+    const float32x4_t origin = vdupq_n_f32(max == -INFINITY ? 0 : max), one = vdupq_n_f32(1);
+    float32x4_t sum = vdupq_n_f32(0);
+    for (size_t i = 0; i < n; i += 4) {
+        const size_t left = n - i;
+        const float32x4_t s = dp_load_first(size + i, left);
+        const uint32x4_t real = vcgtq_f32(s, vdupq_n_f32(0));
+        const float32x4_t y = dp_exp(vsubq_f32(dp_load_first(x + i, left), origin));
+        const float32x4_t m = dp_keep(real, vmulq_f32(s, y));
+        const float32x4_t growth = bounded_expm1(vmulq_n_f32(dp_load_first(spread + i, left), variance));
+        /* the square of a tiny y would be denormal, which is slow on some processors; it counts for nothing */
+        const float32x4_t counted = dp_keep(vmvnq_u32(vcltq_f32(y, vdupq_n_f32(0x1p-60f))), m);
+        const float32x4_t e = vmulq_f32(vmulq_f32(counted, counted), vminq_f32(vsubq_f32(s, one), growth));
+        dp_store_first(mass + i, left, m);
+        dp_store_first(error + i, left, dp_keep(real, e));
+        sum = vaddq_f32(sum, m);
+    }
+    return dp_sum_lanes(sum);
+}
+
+static void keep_clusters(const float *mass, const float *error, size_t n, float keep, float weight, float *joint,
+                          uint8_t *flags)
+{
+    const float32x4_t bound = vdupq_n_f32(keep);
+    for (size_t i = 0; i < n; i += 8) {
+        uint16x4_t dropped[2];
+        DP_UNROLL
+        for (size_t v = 0; v < 2; v++) {
+            const size_t first = i + 4 * v, left = n > first ? n - first : 0;
+            const uint32x4_t below = vcltq_f32(dp_load_first(mass + first, left), bound);
+            const float32x4_t old = dp_load_first(joint + first, left);
+            const float32x4_t more = vfmaq_n_f32(old, dp_load_first(error + first, left), weight);
+            dp_store_first(joint + first, left, vbslq_f32(below, old, more));
+            dropped[v] = vmovn_u32(below);
+        }
+        const uint8x8_t kept = vbic_u8(vdup_n_u8(1), vmovn_u16(vcombine_u16(dropped[0], dropped[1])));
+        if (n - i >= 8) {
+            vst1_u8(flags + i, vorr_u8(vld1_u8(flags + i), kept));
+        } else {
+            uint8_t bits[8];
+            vst1_u8(bits, kept);
+            for (size_t j = 0; i + j < n; j++)
+                flags[i + j] |= bits[j];
+        }
+    }
+}
+
 /* x where !(rank < bound), 0 elsewhere. */
 DP_INLINE float32x4_t at_least(float32x4_t rank, float32x4_t bound, float32x4_t x)
 {
@@ -64,6 +139,9 @@ static size_t nearest(const float *dot, const float *half_norm, size_t n, float 
 
 void dp_neon_init_select(dp_kernels *k)
 {
+    k->cluster_logits = cluster_logits;
+    k->cluster_mass = cluster_mass;
+    k->keep_clusters = keep_clusters;
     k->sum_at_least = sum_at_least;
     k->nearest = nearest;
 }
