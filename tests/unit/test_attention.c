@@ -206,10 +206,12 @@ END_TEST
 int main(void)
 {
     Suite *const suite = suite_create("attention");
-    TCase *const tc = tcase_create("against the reference");
+    TCase *const tc = tcase_create("against the reference"), *const slow = slow_cases(suite);
     tcase_set_timeout(tc, 200);
-    tcase_add_loop_test(tc, decode_equals_reference, 0, 2 * N_SHAPES);
-    tcase_add_loop_test(tc, prefill_equals_reference, 0, N_SHAPES - 3);
+    tcase_add_loop_test(tc, decode_equals_reference, 0, N_SHAPES);
+    tcase_add_loop_test(slow, decode_equals_reference, N_SHAPES, 2 * N_SHAPES);
+    tcase_add_loop_test(tc, prefill_equals_reference, 0, 1);
+    tcase_add_loop_test(slow, prefill_equals_reference, 1, N_SHAPES - 3);
     tcase_add_loop_test(tc, nan_stays_where_it_is_seen, 0, 3);
     tcase_add_loop_test(tc, large_logits, 0, 2);
     tcase_add_loop_test(tc, extreme_scales_stay_finite, 0, 6);

@@ -295,13 +295,13 @@ END_TEST
 int main(void)
 {
     Suite *const suite = suite_create("index");
-    TCase *const tc = tcase_create("index");
+    TCase *const tc = tcase_create("index"), *const slow = slow_cases(suite);
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, statistics_are_as_defined, 0, 2);
     tcase_add_test(tc, outliers_stand_alone);
     tcase_add_test(tc, grows_with_decoding);
     tcase_add_loop_test(tc, small_segments_are_extended, 0, 2);
-    tcase_add_test(tc, memory_stays_in_bounds);
+    tcase_add_test(slow, memory_stays_in_bounds);
     tcase_add_loop_test(tc, degenerate_keys, 0, 5);
     tcase_add_test(tc, dense_layers_are_not_clustered);
     suite_add_tcase(suite, tc);

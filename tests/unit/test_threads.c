@@ -174,9 +174,9 @@ END_TEST
 int main(void)
 {
     Suite *const suite = suite_create("threads");
-    TCase *const tc = tcase_create("threads");
+    TCase *const tc = tcase_create("threads"), *const slow = slow_cases(suite);
     tcase_set_timeout(tc, 200);
-    tcase_add_loop_test(tc, same_bits_for_any_thread_count, 0, 4);
+    tcase_add_loop_test(slow, same_bits_for_any_thread_count, 0, 4);
     tcase_add_test(tc, affinity_is_left_alone);
     tcase_add_test(tc, sequences_in_concurrent_threads);
     tcase_add_test(tc, no_allocation_in_a_step);

@@ -247,13 +247,13 @@ END_TEST
 int main(void)
 {
     Suite *const suite = suite_create("truncate");
-    TCase *const tc = tcase_create("truncate");
+    TCase *const tc = tcase_create("truncate"), *const slow = slow_cases(suite);
     tcase_set_timeout(tc, 120);
-    tcase_add_loop_test(tc, any_length, 0, 2);
+    tcase_add_loop_test(slow, any_length, 0, 2);
     tcase_add_test(tc, every_border);
     tcase_add_test(tc, refused_drafts_leave_no_trace);
     tcase_add_test(tc, put_back_tokens_are_clustered_again);
-    tcase_add_test(tc, memory_is_given_back);
+    tcase_add_test(slow, memory_is_given_back);
     tcase_add_test(tc, layers_and_errors);
     suite_add_tcase(suite, tc);
     return run_suite(suite);

@@ -41,6 +41,16 @@ static inline void append(dp_sequence *s, const cache *c, size_t first, size_t l
     }
 }
 
+/* Tests that CK_EXCLUDE_TAGS=slow leaves out: too long for an emulated processor, and it would tell little more there. */
+static inline TCase *slow_cases(Suite *suite)
+{
+    TCase *const tc = tcase_create("slow");
+    tcase_set_tags(tc, "slow");
+    tcase_set_timeout(tc, 200);
+    suite_add_tcase(suite, tc);
+    return tc;
+}
+
 static inline int run_suite(Suite *suite)
 {
     SRunner *const runner = srunner_create(suite);
