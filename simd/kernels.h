@@ -25,12 +25,21 @@ enum {
 typedef void (*dp_to_f32_fn)(float *dst, const void *src, size_t n);
 typedef void (*dp_from_f32_fn)(void *dst, const float *src, size_t n);
 
-/* out[h * out_stride + p * 16 + c] = sum_j q[h * d + j] * centroid(p, c, j), h < heads, p < n_panels, c < 16.
- * q: f32 [heads][d], d even. panels: bf16, panel p at p * 16 * d; inside a panel pairs of dimensions are adjacent:
- * element (c, j) at (j / 2) * 32 + c * 2 + j % 2, so that lanes are clusters and no horizontal sum is needed.
- * panels is 64-byte aligned (as every panel then is, since d is even). */
-typedef void (*dp_score_panels_fn)(const float *q, size_t heads, size_t d, const uint16_t *panels, size_t n_panels,
+/* out[h * out_stride + p * 16 + c] = step(p, c) * sum_j q[h * d + j] * centroid(p, c, j), h < heads, p < n_panels, c < 16.
+ * q: f32 [heads][d], d a multiple of 4. A panel is dp_panel_bytes(d) long: int8 centroids, four dimensions of a cluster
+ * adjacent, element (c, j) at byte (j / 4) * 64 + c * 4 + j % 4, so that lanes are clusters and no horizontal sum is
+ * needed; then f32 step[16]. panels is 64-byte aligned (as every panel then is). */
+typedef void (*dp_score_panels_fn)(const float *q, size_t heads, size_t d, const int8_t *panels, size_t n_panels,
                                    float *out, size_t out_stride);
+static inline size_t dp_panel_bytes(size_t d)
+{
+    return DP_PANEL * (d + sizeof(float));
+}
+
+/* acc[h * d + j] += sum_i w[h * w_stride + i] * row(i)[j], h < heads, i < n, j < d: weighted_values for mean values, int8 at
+ * rows[i]; the caller has multiplied each weight by the row's step. d: a multiple of 8. */
+typedef void (*dp_weighted_means_fn)(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n,
+                                     size_t d, float *acc);
 
 /* out[h * out_stride + i] = scale * sum_j q[h * d + j] * row(i)[j], h < heads, i < n.
  * row(i): elements of the table slot's type, at rows[i]. d: a multiple of 8, at most DP_MAX_DIM.
@@ -51,15 +60,16 @@ typedef float (*dp_max_fn)(const float *x, size_t n);
  * returns the sum. Arguments below -87 may give 0; relative error of exp at most 4 ulp. NaN stays NaN. */
 typedef float (*dp_exp_sum_fn)(float *x, size_t n, float max);
 
-/* Stage 1, first half: in place, for clusters with size[i] > 0, with the standard deviation of the logits in the cluster
+/* Stage 1, first half: size, spread and limit are bf16 (a third of the bytes of the scan would be theirs as f32). In
+ * place, for clusters with size[i] > 0, with the standard deviation of the logits in the cluster
  * sigma = sqrt(variance * spread[i]) and limit[i] = sqrt(2 log size[i]),
  *   x[i] = base + scale * x[i] + m (sigma - m / 2),  m = min(sigma, limit[i]);
  * -Inf for the padding (size 0). Returns the largest (NaN passed over). The last term is the logarithm of the mean of
  * exp(deviation from the mean logit): sigma^2 / 2 for normally distributed deviations, as long as a sample of size[i]
  * has any so large; beyond that the largest of the sample decides, which is about limit * sigma, and the mass grows no
  * faster (the random energy model's freezing: B. Derrida, Phys. Rev. B 24, 2613, 1981). variance, spread >= 0. */
-typedef float (*dp_cluster_logits_fn)(float *x, const float *size, const float *spread, const float *limit, size_t n,
-                                      float base, float scale, float variance);
+typedef float (*dp_cluster_logits_fn)(float *x, const uint16_t *size, const uint16_t *spread, const uint16_t *limit,
+                                      size_t n, float base, float scale, float variance);
 
 /* Stage 1, second half, per cluster i with y = exp(x[i] - max) (max finite or -Inf, as in exp_sum):
  *   mass[i]  = size[i] * y                                          estimated mass, in units of exp(max)
@@ -67,7 +77,7 @@ typedef float (*dp_cluster_logits_fn)(float *x, const float *size, const float *
  *              approximated: the relative variance of a lognormal weight, which no sample of that size exceeds
  * size[i] = 0 gives zeros; error may be 0 where y is below 2^-60. Returns the sum of mass. mass may be x. Relative error
  * of expm1 at most 1e-5 (absolute 1e-7 for small arguments will do). variance, spread >= 0, size <= 1e9. */
-typedef float (*dp_cluster_mass_fn)(const float *x, const float *size, const float *spread, size_t n, float max,
+typedef float (*dp_cluster_mass_fn)(const float *x, const uint16_t *size, const uint16_t *spread, size_t n, float max,
                                     float variance, float *mass, float *error);
 
 /* Where !(mass[i] < keep): flags[i] |= 1 and joint[i] += weight * error[i]. */
@@ -104,6 +114,7 @@ typedef struct dp_kernels {
     dp_to_f32_fn to_f32[DP_TYPE_COUNT];
     dp_from_f32_fn from_f32[DP_TYPE_COUNT];
     dp_score_panels_fn score_panels;
+    dp_weighted_means_fn weighted_means;
     dp_key_logits_fn key_logits[DP_TYPE_COUNT];
     dp_weighted_values_fn weighted_values[DP_TYPE_COUNT];
     dp_max_fn max;

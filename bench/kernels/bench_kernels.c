@@ -16,7 +16,7 @@ enum {
     DIM = 128,
     HEADS = 4,         /* query heads that share a KV head */
     ROWS = 512,        /* 128 KiB of bf16 rows */
-    PANELS = 32,       /* 128 KiB */
+    PANELS = 32,       /* 66 KiB */
     VALUES = 16384,    /* 64 KiB of floats */
     TILE = 128,        /* of products */
     MEMORY_ROWS = 1 << 19, /* 128 MiB of bf16 rows */
@@ -26,7 +26,8 @@ enum {
 static const double pass_seconds = 0.02;
 
 typedef struct operands {
-    float *q, *out, *x, *y, *size, *spread, *limit, *tile_a, *tile_b, *tile_c;
+    float *q, *out, *x, *y, *spread, *tile_a, *tile_b, *tile_c;
+    uint16_t *sizes, *spreads, *limits; /* bf16 */
     uint8_t *flags;
     void *rows, *memory;
     const void **row, **tile_row; /* the rows of `rows` in random order, those of tile_a */
@@ -52,7 +53,7 @@ CASE(score_panels) { k->score_panels(o->q, HEADS, DIM, o->rows, PANELS, o->out, 
 CASE(score_panels_memory)
 {
     for (size_t i = 0; i < MEMORY_ROWS / DP_PANEL; i += PANELS)
-        k->score_panels(o->q, HEADS, DIM, (const uint16_t *)o->memory + i * DP_PANEL * DIM, PANELS, o->out,
+        k->score_panels(o->q, HEADS, DIM, (const int8_t *)o->memory + i * dp_panel_bytes(DIM), PANELS, o->out,
                         PANELS * DP_PANEL);
 }
 CASE(key_logits_bf16) { k->key_logits[DP_BF16](o->q, HEADS, DIM, o->row, ROWS, 0, 0.1f, o->out, ROWS); }
@@ -73,8 +74,8 @@ CASE(weighted_values_bf16_memory)
 }
 CASE(max) { o->sink = k->max(o->x, VALUES); }
 CASE(exp_sum) { o->sink = k->exp_sum(o->y, VALUES, 1); }
-CASE(cluster_logits) { o->sink = k->cluster_logits(o->y, o->size, o->spread, o->limit, VALUES, 0, 0.5f, 1); }
-CASE(cluster_mass) { o->sink = k->cluster_mass(o->x, o->size, o->spread, VALUES, 2, 1, o->y, o->out); }
+CASE(cluster_logits) { o->sink = k->cluster_logits(o->y, o->sizes, o->spreads, o->limits, VALUES, 0, 0.5f, 1); }
+CASE(cluster_mass) { o->sink = k->cluster_mass(o->x, o->sizes, o->spreads, VALUES, 2, 1, o->y, o->out); }
 CASE(keep_clusters) { k->keep_clusters(o->x, o->spread, VALUES, 0.5f, 1, o->y, o->flags); }
 CASE(sum_at_least) { o->sink = k->sum_at_least(o->x, o->spread, VALUES, 0.5f); }
 CASE(nearest)
@@ -96,8 +97,8 @@ static const bench_case cases[] = {
     STREAM(f32_to_f16, 6),
     STREAM(bf16_to_f32, 6),
     STREAM(f16_to_f32, 6),
-    ROW_CASE(score_panels, PANELS * DP_PANEL, 2),
-    ROW_CASE(score_panels_memory, MEMORY_ROWS, 2),
+    ROW_CASE(score_panels, PANELS * DP_PANEL, 1),
+    ROW_CASE(score_panels_memory, MEMORY_ROWS, 1),
     ROW_CASE(key_logits_bf16, ROWS, 2),
     ROW_CASE(key_logits_f16, ROWS, 2),
     ROW_CASE(key_logits_f32, TILE, 4),
@@ -108,8 +109,8 @@ static const bench_case cases[] = {
     ROW_CASE(weighted_values_bf16_memory, MEMORY_ROWS, 2),
     STREAM(max, 4),
     STREAM(exp_sum, 8),
-    STREAM(cluster_logits, 20),
-    STREAM(cluster_mass, 20),
+    STREAM(cluster_logits, 14),
+    STREAM(cluster_mass, 16),
     STREAM(keep_clusters, 18),
     STREAM(sum_at_least, 8),
     STREAM(nearest, 8),
@@ -182,6 +183,15 @@ static float *take_floats(size_t n, uint64_t seed, float low, float high)
     return x;
 }
 
+static uint16_t *take_bf16(const dp_kernels *k, size_t n, uint64_t seed, float low, float high)
+{
+    float *const x = take_floats(n, seed, low, high);
+    uint16_t *const bits = take(n * sizeof(*bits));
+    k->from_f32[DP_BF16](bits, x, n);
+    free(x);
+    return bits;
+}
+
 static operands create_operands(const dp_kernels *k)
 {
     operands o = {0};
@@ -189,9 +199,10 @@ static operands create_operands(const dp_kernels *k)
     o.out = take_floats(VALUES, 2, 0, 1);
     o.x = take_floats(VALUES, 3, 0, 1);
     o.y = take_floats(VALUES, 4, 0, 1);
-    o.size = take_floats(VALUES, 5, 1, 32);
+    o.sizes = take_bf16(k, VALUES, 5, 1, 32);
+    o.spreads = take_bf16(k, VALUES, 6, 0, 1);
+    o.limits = take_bf16(k, VALUES, 7, 1, 3);
     o.spread = take_floats(VALUES, 6, 0, 1);
-    o.limit = take_floats(VALUES, 7, 1, 3);
     o.tile_a = take_floats(TILE * TILE, 8, -1, 1);
     o.tile_b = take_floats(TILE * TILE, 9, -1, 1);
     o.tile_c = take_floats(TILE * TILE, 10, -1, 1);

@@ -166,6 +166,10 @@ typedef struct dp_sequence_config {
     float outlier_share;            /* share of the clusters kept back for single tokens, those farthest from their
                                        centroid; default 0.125, 0 to 0.5; 0: none (the paper's form) */
     dp_clustering clustering;       /* default DP_CLUSTERING_L2 */
+    float query_metric;             /* how far the queries seen (dp_prefill, dp_observe_queries) shape the distance between
+                                       keys; default 0.5, 0 to 0.99; 0: plain distance (the paper's form) */
+    float query_origin;             /* share of the mean query at which a cluster's statistics are taken; default 1, 0 to
+                                       1; 0: plain means (the paper's form) */
 } dp_sequence_config;
 
 DP_API void dp_sequence_config_init(dp_sequence_config *config);
@@ -255,6 +259,10 @@ typedef enum dp_refine {
 /* Selection, per query head, over clusters i of size s_i, centroid c_i, mean value v_i, dispersion u_i (mean over tokens
  * and dimensions of (k - c_i)^2), with d = key_dim:
  *   estimated log-mass   m_i = scale * q.c_i + log s_i + g(sigma_i),  sigma_i = scale * |q| * sqrt(u_i)
+ * Where queries were seen, with their mean q0 and the metric M = (1 - query_metric) I + query_metric d E[qq'] / tr E[qq']:
+ * the tokens of a cluster have weights a_t proportional to exp(scale * query_origin * q0.k_t), c_i and v_i are means with
+ * these weights, s_i = exp(-sum_t a_t log a_t) the number of tokens that count, and m_i is exact at q = q0; keys are
+ * clustered, outliers chosen and u_i taken in the distance of M; and sigma_i = scale * |q - q0|_(M^-1) * sqrt(u_i).
  *                        g(sigma) = sigma^2 / 2 up to sigma = L_i = sqrt(2 log s_i), beyond that L_i sigma - L_i^2 / 2
  *   total                T   = E + sum_i exp(m_i), E = sum of exp(logit) over the exact tokens: sink, window, pending
  *   stage 1 keeps the smallest set of clusters with E + mass >= p1 * T
@@ -323,6 +331,14 @@ DP_API void dp_attention_stats_init(dp_attention_stats *stats);
  * Errors: DP_ERR_INVALID, DP_ERR_NO_MEMORY. */
 DP_API dp_status dp_prefill(dp_sequence *sequence, uint32_t layer, size_t n_queries, const float *q, float *out,
                             float *lse);
+
+/* Tells a layer what its queries look like, where they do not all go through dp_prefill (which does this itself): a last
+ * layer whose prompt queries are not needed, or a prompt that another engine reads. q: as in dp_prefill, any n_queries >= 1
+ * queries; a sample of up to 64 of them is taken. Only statistics are kept: the mean and the second moments for each KV
+ * head, key_dim * (key_dim + 1) floats. They count until the layer's first tokens are clustered; later calls change
+ * nothing. The index is right without any, but then reads more for the same error: distances between keys and the
+ * clusters' means know nothing of what will be asked. Errors: DP_ERR_INVALID, DP_ERR_NO_MEMORY. */
+DP_API dp_status dp_observe_queries(dp_sequence *sequence, uint32_t layer, size_t n_queries, const float *q);
 
 /* Attention of the last n_queries tokens while decoding, n_queries from 1 (one new token) to DP_MAX_DECODE_QUERIES (the
  * tokens of a draft to verify); shapes, causality and lse as in dp_prefill. All queries of a call share the rows that

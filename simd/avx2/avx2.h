@@ -40,6 +40,21 @@ DP_INLINE void dp_store_first(float *x, size_t n, __m256 value)
         _mm256_maskstore_ps(x, dp_mask8(n), value);
 }
 
+/* The same of bf16 numbers. */
+DP_INLINE __m256 dp_load_first_bf16(const uint16_t *x, size_t n)
+{
+    __m128i bits;
+    if (n >= 8) {
+        bits = _mm_loadu_si128((const __m128i *)(const void *)x);
+    } else {
+        uint16_t part[8] = {0};
+        for (size_t i = 0; i < n; i++)
+            part[i] = x[i];
+        bits = _mm_loadu_si128((const __m128i *)(const void *)part);
+    }
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
 /* Elements j .. j + 15 of a row, or j .. j + 7 where `half`. */
 DP_INLINE dp_block dp_load_block(const void *row, size_t j, int half, dp_type type)
 {

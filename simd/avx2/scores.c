@@ -1,51 +1,52 @@
-/* AVX2 centroid scores: lanes are clusters, a panel is two vectors wide. A load holds a pair of dimensions of 8 clusters:
- * the even one by a shift, the odd one by a mask; the queries are broadcast. */
+/* AVX2 clusters. Scores: lanes are clusters, a panel is two vectors wide. A load holds four dimensions of 8 clusters, which
+ * shifts move to the top of each lane and back, with their sign; the queries are broadcast. */
 #include "avx2.h"
 
-/* One panel for `heads` (a constant) heads. Few heads sum even and odd dimensions apart, for more independent sums. */
-DP_INLINE void score_tile(const float *q, size_t d, const uint16_t *panel, float *out, size_t out_stride, size_t heads)
+/* One panel for `heads` (a constant) heads. */
+DP_INLINE void score_tile(const float *q, size_t d, const int8_t *panel, float *out, size_t out_stride, size_t heads)
 {
-    const size_t split = heads <= 2 ? 4 : 0;
-    const __m256i upper = _mm256_set1_epi32((int)0xffff0000u);
-    __m256 sum[8][2];
+    __m256 sum[4][2];
     DP_UNROLL
-    for (size_t h = 0; h < heads + split; h++)
+    for (size_t h = 0; h < heads; h++)
         sum[h][0] = sum[h][1] = _mm256_setzero_ps();
-    for (size_t j = 0; j < d; j += 2) {
-        __m256 even[2], odd[2];
-        _mm_prefetch((const char *)(panel + (d + j) * DP_PANEL), _MM_HINT_T0); /* the next panel's */
+    for (size_t j = 0; j < d; j += 4) {
+        __m256 x[2][4];
+        _mm_prefetch((const char *)(panel + dp_panel_bytes(d) + j * DP_PANEL), _MM_HINT_T0); /* the next panel's */
         DP_UNROLL
         for (size_t half = 0; half < 2; half++) {
-            const __m256i pairs = _mm256_load_si256((const __m256i *)(const void *)(panel + j * DP_PANEL + 16 * half));
-            even[half] = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-            odd[half] = _mm256_castsi256_ps(_mm256_and_si256(pairs, upper));
+            const __m256i quads =
+                _mm256_load_si256((const __m256i *)(const void *)(panel + j * DP_PANEL + 32 * half));
+            x[half][0] = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(quads, 24), 24));
+            x[half][1] = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(quads, 16), 24));
+            x[half][2] = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(quads, 8), 24));
+            x[half][3] = _mm256_cvtepi32_ps(_mm256_srai_epi32(quads, 24));
         }
         DP_UNROLL
         for (size_t h = 0; h < heads; h++) {
-            const __m256 q_even = _mm256_set1_ps(q[h * d + j]), q_odd = _mm256_set1_ps(q[h * d + j + 1]);
             DP_UNROLL
-            for (size_t half = 0; half < 2; half++) {
-                sum[h][half] = _mm256_fmadd_ps(q_even, even[half], sum[h][half]);
-                sum[h + split][half] = _mm256_fmadd_ps(q_odd, odd[half], sum[h + split][half]);
+            for (size_t i = 0; i < 4; i++) {
+                const __m256 element = _mm256_set1_ps(q[h * d + j + i]);
+                sum[h][0] = _mm256_fmadd_ps(element, x[0][i], sum[h][0]);
+                sum[h][1] = _mm256_fmadd_ps(element, x[1][i], sum[h][1]);
             }
         }
     }
+    const float *step = (const float *)(const void *)(panel + d * DP_PANEL);
     DP_UNROLL
     for (size_t h = 0; h < heads; h++) {
         DP_UNROLL
-        for (size_t half = 0; half < 2; half++) {
-            const __m256 total = split ? _mm256_add_ps(sum[h][half], sum[h + split][half]) : sum[h][half];
-            _mm256_storeu_ps(out + h * out_stride + 8 * half, total);
-        }
+        for (size_t half = 0; half < 2; half++)
+            _mm256_storeu_ps(out + h * out_stride + 8 * half,
+                             _mm256_mul_ps(_mm256_load_ps(step + 8 * half), sum[h][half]));
     }
 }
 
-static void score_panels(const float *q, size_t heads, size_t d, const uint16_t *panels, size_t n_panels, float *out,
+static void score_panels(const float *q, size_t heads, size_t d, const int8_t *panels, size_t n_panels, float *out,
                          size_t out_stride)
 {
     for (size_t p = 0; p < n_panels; p++)
         for (size_t h = 0; h < heads; h += 4) {
-            const uint16_t *panel = panels + p * DP_PANEL * d;
+            const int8_t *panel = panels + p * dp_panel_bytes(d);
             const float *q_h = q + h * d;
             float *scores = out + h * out_stride + p * DP_PANEL;
             switch (heads - h) {
@@ -57,7 +58,44 @@ static void score_panels(const float *q, size_t heads, size_t d, const uint16_t 
         }
 }
 
+/* Sums of `heads` (a constant) heads over dimensions j to j + 7 stay in registers while the rows go by. */
+DP_INLINE void mean_block(const float *w, size_t w_stride, const void *const *rows, size_t n, size_t d, size_t j, float *acc,
+                          size_t heads)
+{
+    __m256 sum[4];
+    DP_UNROLL
+    for (size_t h = 0; h < heads; h++)
+        sum[h] = _mm256_loadu_ps(acc + h * d + j);
+    for (size_t i = 0; i < n; i++) {
+        const __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)((const int8_t *)rows[i] + j));
+        const __m256 x = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+        DP_UNROLL
+        for (size_t h = 0; h < heads; h++)
+            sum[h] = _mm256_fmadd_ps(_mm256_set1_ps(w[h * w_stride + i]), x, sum[h]);
+    }
+    DP_UNROLL
+    for (size_t h = 0; h < heads; h++)
+        _mm256_storeu_ps(acc + h * d + j, sum[h]);
+}
+
+static void weighted_means(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n, size_t d,
+                           float *acc)
+{
+    for (size_t h = 0; h < heads; h += 4)
+        for (size_t j = 0; j < d; j += 8) {
+            const float *weights = w + h * w_stride;
+            float *sums = acc + h * d;
+            switch (heads - h) {
+            case 1: mean_block(weights, w_stride, rows, n, d, j, sums, 1); break;
+            case 2: mean_block(weights, w_stride, rows, n, d, j, sums, 2); break;
+            case 3: mean_block(weights, w_stride, rows, n, d, j, sums, 3); break;
+            default: mean_block(weights, w_stride, rows, n, d, j, sums, 4); break;
+            }
+        }
+}
+
 void dp_avx2_init_scores(dp_kernels *k)
 {
     k->score_panels = score_panels;
+    k->weighted_means = weighted_means;
 }

@@ -3,18 +3,18 @@
 #include "avx2.h"
 
 
-static float cluster_logits(float *x, const float *size, const float *spread, const float *limit, size_t n, float base,
-                            float scale, float variance)
+static float cluster_logits(float *x, const uint16_t *size, const uint16_t *spread, const uint16_t *limit, size_t n,
+                            float base, float scale, float variance)
 {
     const __m256 lowest = _mm256_set1_ps(-INFINITY), offset = _mm256_set1_ps(base), factor = _mm256_set1_ps(scale),
                  spread_factor = _mm256_set1_ps(variance), half = _mm256_set1_ps(0.5f);
     __m256 largest = lowest;
     for (size_t i = 0; i < n; i += 8) {
         const size_t left = n - i;
-        const __m256 real = _mm256_cmp_ps(dp_load_first(size + i, left), _mm256_setzero_ps(), _CMP_GT_OQ);
+        const __m256 real = _mm256_cmp_ps(dp_load_first_bf16(size + i, left), _mm256_setzero_ps(), _CMP_GT_OQ);
         const __m256 score = _mm256_fmadd_ps(factor, dp_load_first(x + i, left), offset);
-        const __m256 sigma = _mm256_sqrt_ps(_mm256_mul_ps(spread_factor, dp_load_first(spread + i, left)));
-        const __m256 m = _mm256_min_ps(dp_load_first(limit + i, left), sigma);
+        const __m256 sigma = _mm256_sqrt_ps(_mm256_mul_ps(spread_factor, dp_load_first_bf16(spread + i, left)));
+        const __m256 m = _mm256_min_ps(dp_load_first_bf16(limit + i, left), sigma);
         const __m256 logit = _mm256_fmadd_ps(m, _mm256_fnmadd_ps(half, m, sigma), score);
         const __m256 kept = _mm256_blendv_ps(lowest, logit, real);
         dp_store_first(x + i, left, kept);
@@ -32,19 +32,19 @@ DP_INLINE __m256 bounded_expm1(__m256 x)
     return _mm256_fmadd_ps(power, parts.tail, _mm256_sub_ps(power, one));
 }
 
-static float cluster_mass(const float *x, const float *size, const float *spread, size_t n, float max, float variance,
-                          float *mass, float *error)
+static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *spread, size_t n, float max,
+                          float variance, float *mass, float *error)
 {
     const __m256 origin = _mm256_set1_ps(max == -INFINITY ? 0 : max), factor = _mm256_set1_ps(variance),
                  one = _mm256_set1_ps(1);
     __m256 sum = _mm256_setzero_ps();
     for (size_t i = 0; i < n; i += 8) {
         const size_t left = n - i;
-        const __m256 s = dp_load_first(size + i, left);
+        const __m256 s = dp_load_first_bf16(size + i, left);
         const __m256 real = _mm256_cmp_ps(s, _mm256_setzero_ps(), _CMP_GT_OQ);
         const __m256 y = dp_exp(_mm256_sub_ps(dp_load_first(x + i, left), origin));
         const __m256 m = _mm256_and_ps(real, _mm256_mul_ps(s, y));
-        const __m256 growth = bounded_expm1(_mm256_mul_ps(factor, dp_load_first(spread + i, left)));
+        const __m256 growth = bounded_expm1(_mm256_mul_ps(factor, dp_load_first_bf16(spread + i, left)));
         /* the square of a tiny y would be denormal, which costs more than a hundred cycles; it counts for nothing */
         const __m256 counts = _mm256_and_ps(real, _mm256_cmp_ps(y, _mm256_set1_ps(0x1p-60f), _CMP_NLT_UQ));
         const __m256 counted = _mm256_and_ps(counts, m);

@@ -80,6 +80,12 @@ DP_INLINE __m256i dp_round_to_bf16(__m512 x)
     return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40)));
 }
 
+/* 16 bf16 numbers; those outside the mask are 0 and are not read. */
+DP_INLINE __m512 dp_load_bf16(__mmask16 mask, const uint16_t *x)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x)), 16));
+}
+
 /* Lane i of the result is the sum of the lanes of v[i], i < 16. */
 DP_INLINE __m512 dp_sum_lanes_16(const __m512 v[16])
 {

@@ -1,12 +1,12 @@
-/* AVX-512 centroid scores: lanes are the clusters of a panel. A 512-bit load holds a pair of dimensions of 16 clusters:
- * the even one by a shift, the odd one by a mask; the queries are broadcast. */
+/* AVX-512 clusters. Scores: lanes are the clusters of a panel. A 512-bit load holds four dimensions of 16 clusters, which
+ * shifts move to the top of each lane and back, with their sign; the queries are broadcast. */
 #include "avx512.h"
 
-/* `heads` x `panels` accumulators; both are constants at every call. */
-DP_INLINE void score_tile(const float *q, size_t d, const uint16_t *panel, float *out, size_t out_stride, size_t heads,
+/* `heads` x `panels` sums; both are constants at every call. */
+DP_INLINE void score_tile(const float *q, size_t d, const int8_t *panel, float *out, size_t out_stride, size_t heads,
                           size_t panels)
 {
-    const __m512i upper = _mm512_set1_epi32((int)0xffff0000u);
+    const size_t bytes = dp_panel_bytes(d);
     __m512 sum[8][4];
     DP_UNROLL
     for (size_t h = 0; h < heads; h++) {
@@ -14,35 +14,39 @@ DP_INLINE void score_tile(const float *q, size_t d, const uint16_t *panel, float
         for (size_t p = 0; p < panels; p++)
             sum[h][p] = _mm512_setzero_ps();
     }
-    for (size_t j = 0; j < d; j += 2) {
-        __m512 even[4], odd[4];
+    for (size_t j = 0; j < d; j += 4) {
+        __m512 x[4][4];
         DP_UNROLL
         for (size_t p = 0; p < panels; p++) {
-            const uint16_t *line = panel + (p * d + j) * DP_PANEL;
-            const __m512i pairs = _mm512_load_si512(line);
-            _mm_prefetch((const char *)(line + panels * d * DP_PANEL), _MM_HINT_T0); /* the next tile's */
-            even[p] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-            odd[p] = _mm512_castsi512_ps(_mm512_and_si512(pairs, upper));
+            const int8_t *line = panel + p * bytes + j * DP_PANEL;
+            const __m512i quads = _mm512_load_si512(line);
+            _mm_prefetch((const char *)(line + panels * bytes), _MM_HINT_T0); /* the next tile's */
+            x[p][0] = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(quads, 24), 24));
+            x[p][1] = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(quads, 16), 24));
+            x[p][2] = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(quads, 8), 24));
+            x[p][3] = _mm512_cvtepi32_ps(_mm512_srai_epi32(quads, 24));
         }
         DP_UNROLL
         for (size_t h = 0; h < heads; h++) {
-            const __m512 q_even = _mm512_set1_ps(q[h * d + j]), q_odd = _mm512_set1_ps(q[h * d + j + 1]);
             DP_UNROLL
-            for (size_t p = 0; p < panels; p++) {
-                sum[h][p] = _mm512_fmadd_ps(q_even, even[p], sum[h][p]);
-                sum[h][p] = _mm512_fmadd_ps(q_odd, odd[p], sum[h][p]);
+            for (size_t i = 0; i < 4; i++) {
+                const __m512 element = _mm512_set1_ps(q[h * d + j + i]);
+                DP_UNROLL
+                for (size_t p = 0; p < panels; p++)
+                    sum[h][p] = _mm512_fmadd_ps(element, x[p][i], sum[h][p]);
             }
         }
     }
     DP_UNROLL
-    for (size_t h = 0; h < heads; h++) {
+    for (size_t p = 0; p < panels; p++) {
+        const __m512 step = _mm512_load_ps(panel + p * bytes + d * DP_PANEL);
         DP_UNROLL
-        for (size_t p = 0; p < panels; p++)
-            _mm512_storeu_ps(out + h * out_stride + p * DP_PANEL, sum[h][p]);
+        for (size_t h = 0; h < heads; h++)
+            _mm512_storeu_ps(out + h * out_stride + p * DP_PANEL, _mm512_mul_ps(step, sum[h][p]));
     }
 }
 
-DP_INLINE void score_heads(const float *q, size_t d, const uint16_t *panel, float *out, size_t out_stride, size_t heads,
+DP_INLINE void score_heads(const float *q, size_t d, const int8_t *panel, float *out, size_t out_stride, size_t heads,
                            size_t panels)
 {
     switch (heads) {
@@ -57,22 +61,23 @@ DP_INLINE void score_heads(const float *q, size_t d, const uint16_t *panel, floa
     }
 }
 
-static void score_panels(const float *q, size_t heads, size_t d, const uint16_t *panels, size_t n_panels, float *out,
+static void score_panels(const float *q, size_t heads, size_t d, const int8_t *panels, size_t n_panels, float *out,
                          size_t out_stride)
 {
+    const size_t bytes = dp_panel_bytes(d);
     size_t p = 0;
     if (heads <= 2) /* few heads: more panels at once for as many independent sums */
         for (; p + 4 <= n_panels; p += 4) {
             if (heads == 1)
-                score_tile(q, d, panels + p * DP_PANEL * d, out + p * DP_PANEL, out_stride, 1, 4);
+                score_tile(q, d, panels + p * bytes, out + p * DP_PANEL, out_stride, 1, 4);
             else if (heads == 2)
-                score_tile(q, d, panels + p * DP_PANEL * d, out + p * DP_PANEL, out_stride, 2, 4);
+                score_tile(q, d, panels + p * bytes, out + p * DP_PANEL, out_stride, 2, 4);
         }
     while (p < n_panels) {
         const size_t width = n_panels - p < 2 ? 1 : 2;
         for (size_t h = 0; h < heads; h += 8) {
             const size_t tile = heads - h < 8 ? heads - h : 8;
-            const uint16_t *panel = panels + p * DP_PANEL * d;
+            const int8_t *panel = panels + p * bytes;
             float *scores = out + h * out_stride + p * DP_PANEL;
             if (width == 2)
                 score_heads(q + h * d, d, panel, scores, out_stride, tile, 2);
@@ -83,7 +88,54 @@ static void score_panels(const float *q, size_t heads, size_t d, const uint16_t 
     }
 }
 
+/* Sums of `heads` (a constant) heads over dimensions j to j + 31 stay in registers while the rows go by. */
+DP_INLINE void mean_block(const float *w, size_t w_stride, const void *const *rows, size_t n, size_t d, size_t j, float *acc,
+                          size_t heads)
+{
+    const __mmask32 mask = dp_mask32(d - j);
+    const __mmask16 low = (__mmask16)mask, high = (__mmask16)(mask >> 16);
+    __m512 sum[4][2];
+    DP_UNROLL
+    for (size_t h = 0; h < heads; h++) {
+        sum[h][0] = _mm512_maskz_loadu_ps(low, acc + h * d + j);
+        sum[h][1] = _mm512_maskz_loadu_ps(high, acc + h * d + j + 16);
+    }
+    for (size_t i = 0; i < n; i++) {
+        const __m256i bytes = _mm256_maskz_loadu_epi8(mask, (const int8_t *)rows[i] + j);
+        const __m512 x = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
+        const __m512 y = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+        DP_UNROLL
+        for (size_t h = 0; h < heads; h++) {
+            const __m512 weight = _mm512_set1_ps(w[h * w_stride + i]);
+            sum[h][0] = _mm512_fmadd_ps(weight, x, sum[h][0]);
+            sum[h][1] = _mm512_fmadd_ps(weight, y, sum[h][1]);
+        }
+    }
+    DP_UNROLL
+    for (size_t h = 0; h < heads; h++) {
+        _mm512_mask_storeu_ps(acc + h * d + j, low, sum[h][0]);
+        _mm512_mask_storeu_ps(acc + h * d + j + 16, high, sum[h][1]);
+    }
+}
+
+static void weighted_means(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n, size_t d,
+                           float *acc)
+{
+    for (size_t h = 0; h < heads; h += 4)
+        for (size_t j = 0; j < d; j += 32) {
+            const float *weights = w + h * w_stride;
+            float *sums = acc + h * d;
+            switch (heads - h) {
+            case 1: mean_block(weights, w_stride, rows, n, d, j, sums, 1); break;
+            case 2: mean_block(weights, w_stride, rows, n, d, j, sums, 2); break;
+            case 3: mean_block(weights, w_stride, rows, n, d, j, sums, 3); break;
+            default: mean_block(weights, w_stride, rows, n, d, j, sums, 4); break;
+            }
+        }
+}
+
 void dp_avx512_init_scores(dp_kernels *k)
 {
     k->score_panels = score_panels;
+    k->weighted_means = weighted_means;
 }

@@ -2,19 +2,19 @@
 #include "avx512.h"
 
 
-static float cluster_logits(float *x, const float *size, const float *spread, const float *limit, size_t n, float base,
-                            float scale, float variance)
+static float cluster_logits(float *x, const uint16_t *size, const uint16_t *spread, const uint16_t *limit, size_t n,
+                            float base, float scale, float variance)
 {
     const __m512 lowest = _mm512_set1_ps(-INFINITY), offset = _mm512_set1_ps(base), factor = _mm512_set1_ps(scale),
                  spread_factor = _mm512_set1_ps(variance), half = _mm512_set1_ps(0.5f);
     __m512 largest = lowest;
     for (size_t i = 0; i < n; i += 16) {
         const __mmask16 mask = dp_mask16(n - i);
-        const __mmask16 real = _mm512_mask_cmp_ps_mask(mask, _mm512_maskz_loadu_ps(mask, size + i),
-                                                       _mm512_setzero_ps(), _CMP_GT_OQ);
+        const __mmask16 real =
+            _mm512_mask_cmp_ps_mask(mask, dp_load_bf16(mask, size + i), _mm512_setzero_ps(), _CMP_GT_OQ);
         const __m512 score = _mm512_fmadd_ps(factor, _mm512_maskz_loadu_ps(mask, x + i), offset);
-        const __m512 sigma = _mm512_sqrt_ps(_mm512_mul_ps(spread_factor, _mm512_maskz_loadu_ps(mask, spread + i)));
-        const __m512 m = _mm512_min_ps(_mm512_maskz_loadu_ps(mask, limit + i), sigma);
+        const __m512 sigma = _mm512_sqrt_ps(_mm512_mul_ps(spread_factor, dp_load_bf16(mask, spread + i)));
+        const __m512 m = _mm512_min_ps(dp_load_bf16(mask, limit + i), sigma);
         const __m512 logit = _mm512_fmadd_ps(m, _mm512_fnmadd_ps(half, m, sigma), score);
         const __m512 kept = _mm512_mask_mov_ps(lowest, real, logit);
         _mm512_mask_storeu_ps(x + i, mask, kept);
@@ -32,19 +32,19 @@ DP_INLINE __m512 bounded_expm1(__m512 x)
     return _mm512_fmadd_ps(power, parts.tail, _mm512_sub_ps(power, one));
 }
 
-static float cluster_mass(const float *x, const float *size, const float *spread, size_t n, float max, float variance,
-                          float *mass, float *error)
+static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *spread, size_t n, float max,
+                          float variance, float *mass, float *error)
 {
     const __m512 origin = _mm512_set1_ps(max == -INFINITY ? 0 : max), factor = _mm512_set1_ps(variance),
                  one = _mm512_set1_ps(1);
     __m512 sum = _mm512_setzero_ps();
     for (size_t i = 0; i < n; i += 16) {
         const __mmask16 mask = dp_mask16(n - i);
-        const __m512 s = _mm512_maskz_loadu_ps(mask, size + i);
+        const __m512 s = dp_load_bf16(mask, size + i);
         const __mmask16 real = _mm512_mask_cmp_ps_mask(mask, s, _mm512_setzero_ps(), _CMP_GT_OQ);
         const __m512 y = dp_exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + i), origin));
         const __m512 m = _mm512_maskz_mul_ps(real, s, y);
-        const __m512 growth = bounded_expm1(_mm512_mul_ps(factor, _mm512_maskz_loadu_ps(mask, spread + i)));
+        const __m512 growth = bounded_expm1(_mm512_mul_ps(factor, dp_load_bf16(mask, spread + i)));
         /* the square of a tiny y would be denormal, which costs more than a hundred cycles; it counts for nothing */
         const __mmask16 counts = _mm512_mask_cmp_ps_mask(real, y, _mm512_set1_ps(0x1p-60f), _CMP_NLT_UQ);
         const __m512 square = _mm512_maskz_mul_ps(counts, m, m);

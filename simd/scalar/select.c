@@ -9,31 +9,33 @@ static inline float capped(float x, float bound)
     return x > bound ? bound : x;
 }
 
-static float cluster_logits(float *x, const float *size, const float *spread, const float *limit, size_t n, float base,
-                            float scale, float variance)
+static float cluster_logits(float *x, const uint16_t *size, const uint16_t *spread, const uint16_t *limit, size_t n,
+                            float base, float scale, float variance)
 {
     float largest = -INFINITY;
     for (size_t i = 0; i < n; i++) {
-        const float sigma = sqrtf(variance * spread[i]), m = capped(sigma, limit[i]);
-        x[i] = size[i] > 0 ? base + scale * x[i] + m * (sigma - 0.5f * m) : -INFINITY;
+        const float sigma = sqrtf(variance * dp_f32_from_bf16(spread[i]));
+        const float m = capped(sigma, dp_f32_from_bf16(limit[i]));
+        x[i] = dp_f32_from_bf16(size[i]) > 0 ? base + scale * x[i] + m * (sigma - 0.5f * m) : -INFINITY;
         if (x[i] > largest)
             largest = x[i];
     }
     return largest;
 }
 
-static float cluster_mass(const float *x, const float *size, const float *spread, size_t n, float max, float variance,
-                          float *mass, float *error)
+static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *spread, size_t n, float max,
+                          float variance, float *mass, float *error)
 {
     const float origin = max == -INFINITY ? 0 : max;
     float part[4] = {0};
     for (size_t i = 0; i < n; i++) {
-        if (!(size[i] > 0)) {
+        const float s = dp_f32_from_bf16(size[i]);
+        if (!(s > 0)) {
             mass[i] = error[i] = 0;
             continue;
         }
-        mass[i] = size[i] * expf(x[i] - origin);
-        error[i] = mass[i] * mass[i] * capped(expm1f(variance * spread[i]), size[i] - 1);
+        mass[i] = s * expf(x[i] - origin);
+        error[i] = mass[i] * mass[i] * capped(expm1f(variance * dp_f32_from_bf16(spread[i])), s - 1);
         part[i % 4] += mass[i];
     }
     return (part[0] + part[2]) + (part[1] + part[3]);

@@ -44,6 +44,7 @@ static void carve_step(dp_step *step, dp_scratch *scratch)
         dp_head_step plan = {.head = head, .n_positions = step->sparse ? (size_t)head->n_panels * DP_PANEL : 0};
         const size_t positions = plan.n_positions * sizeof(float);
         if (q) plan.q = q + h * rows * s->format.key_dim;
+        plan.offset = dp_scratch_take(scratch, rows * s->format.key_dim * sizeof *plan.offset);
         plan.variance = dp_scratch_take(scratch, rows * sizeof *plan.variance);
         plan.mass = dp_scratch_take(scratch, rows * positions);
         plan.error = dp_scratch_take(scratch, positions);
@@ -88,7 +89,9 @@ static void plan_step(dp_step *step)
             memcpy(q + i * group * dim, step->q + (i * s->config.n_query_heads + h * group) * dim,
                    group * dim * sizeof *q);
         for (size_t r = 0; r < step->rows; r++)
-            head->variance[r] = s->scale * s->scale * step->kernels->dot(q + r * dim, q + r * dim, dim);
+            head->variance[r] = s->scale * s->scale *
+                                dp_queries_offset(&head->head->queries, step->kernels, dim, q + r * dim,
+                                                  head->offset + r * dim);
         dp_pieces_exact(step, head);
         if (step->sparse) dp_score_plan(step, h, &next_task);
     }

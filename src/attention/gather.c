@@ -22,12 +22,12 @@ static float *accumulators(const dp_step *step, float *partial)
 typedef struct gather_scratch {
     const void *keys[2 * BATCH_ROWS], *values[2 * BATCH_ROWS];
     uint32_t positions[2 * BATCH_ROWS];
-    float weights[]; /* [rows][BATCH_ROWS] */
+    float weights[]; /* [rows][BATCH_ROWS], then a mass per row */
 } gather_scratch;
 
 size_t dp_gather_scratch_bytes(const dp_step *step)
 {
-    return sizeof(gather_scratch) + step->rows * BATCH_ROWS * sizeof(float);
+    return sizeof(gather_scratch) + step->rows * (BATCH_ROWS + 1) * sizeof(float);
 }
 
 /* Brings the running maximum of a row up to the batch's and turns its logits into weights. */
@@ -122,36 +122,66 @@ static void gather_pieces(dp_gather_task task, dp_gather_task next_task, float *
     }
 }
 
-static void gather_means(dp_gather_task task, dp_gather_task next_task, float *partial, gather_scratch *scratch)
+/* The first-order part of the estimates of a segment's clusters, all at once: a cluster's weighted mean value moves by
+ * scale * (covariance of values and keys) (q - q0), and that covariance is the segment's mean one, the slope. mass: [rows],
+ * of its estimated clusters of more than one token. Without it the clusters' errors add up, as they point the same way. */
+static void add_slope(const dp_step *step, const dp_head_step *h, const dp_segment *segment, float *mass,
+                      gather_scratch *scratch, float *values)
+{
+    const dp_row_format *const f = &step->sequence->format;
+    for (size_t first = 0; segment->has_slope && first < f->key_dim; first += BATCH_ROWS) {
+        const size_t n = f->key_dim - first < BATCH_ROWS ? f->key_dim - first : BATCH_ROWS;
+        for (size_t i = 0; i < n; i++) scratch->values[i] = segment->slope + (first + i) * f->value_dim;
+        for (size_t r = 0; r < step->rows; r++)
+            for (size_t i = 0; i < n; i++)
+                scratch->weights[r * BATCH_ROWS + i] = mass[r] * step->sequence->scale *
+                                                       h->offset[r * f->key_dim + first + i] *
+                                                       segment->slope_step[first + i];
+        step->kernels->weighted_means(scratch->weights, BATCH_ROWS, step->rows, scratch->values, n, f->value_dim, values);
+    }
+    memset(mass, 0, step->rows * sizeof *mass);
+}
+
+static void gather_means(dp_gather_task task, float *partial, gather_scratch *scratch)
 {
     const dp_step *const step = task.step;
     const dp_head_step *const h = task.head;
     const dp_item *const item = &h->items[task.item];
     const size_t dim = step->sequence->format.value_dim;
+    float *const spread_mass = scratch->weights + step->rows * BATCH_ROWS, *const values = accumulators(step, partial);
+    memset(spread_mass, 0, step->rows * sizeof *spread_mass);
     for (size_t r = 0; r < step->rows; r++) partial[2 * r] = h->reference[r];
-    uint32_t segment = 0, position = 0; /* of the segment's first cluster */
-    size_t n = 0;                       /* listed */
-    for (size_t i = item->first; i < item->last || n;) {
-        for (; i < item->last && n < 2 * BATCH_ROWS; i++, n++) {
-            const dp_estimated *const estimated = &h->estimated[i];
-            for (; segment < estimated->segment; segment++) position += h->head->segments[segment].n_panels * DP_PANEL;
-            scratch->values[n] = h->head->segments[segment].mean_values + (size_t)estimated->cluster * dim;
-            scratch->positions[n] = position + estimated->cluster;
+    uint32_t number = h->estimated[item->first].segment;
+    size_t position = 0; /* of the segment's first cluster */
+    for (uint32_t s = 0; s < number; s++) position += (size_t)h->head->segments[s].n_panels * DP_PANEL;
+    for (size_t i = item->first; i < item->last;) {
+        const dp_segment *const segment = &h->head->segments[number];
+        size_t n = 0;
+        for (; i < item->last && h->estimated[i].segment == number && n < BATCH_ROWS; i++) {
+            const uint32_t cluster = h->estimated[i].cluster;
+            scratch->values[n] = segment->mean_values + (size_t)cluster * dim;
+            __builtin_prefetch(scratch->values[n], 0, 2);
+            scratch->positions[n++] = cluster;
         }
-        const size_t now = n < BATCH_ROWS ? n : BATCH_ROWS;
         for (size_t r = 0; r < step->rows; r++) {
-            const float *const mass = h->mass + r * h->n_positions;
+            const float *const mass = h->mass + r * h->n_positions + position;
             float *const weights = scratch->weights + r * BATCH_ROWS;
-            float sum = 0;
-            for (size_t j = 0; j < now; j++) sum += weights[j] = mass[scratch->positions[j]];
+            float sum = 0, alone = 0;
+            for (size_t j = 0; j < n; j++) {
+                const uint32_t cluster = scratch->positions[j];
+                weights[j] = mass[cluster] * segment->mean_step[cluster];
+                sum += mass[cluster];
+                alone += dp_segment_size(segment, cluster) == 1 ? mass[cluster] : 0;
+            }
             partial[2 * r + 1] += sum;
+            spread_mass[r] += sum - alone;
         }
-        n -= now;
-        const size_t ahead = n ? n : list_start(next_task, scratch->values + now, scratch->keys);
-        step->kernels->weighted_values[DP_BF16](scratch->weights, BATCH_ROWS, step->rows, scratch->values, now, ahead,
-                                                dim, accumulators(step, partial));
-        memmove(scratch->values, scratch->values + now, n * sizeof *scratch->values);
-        memmove(scratch->positions, scratch->positions + now, n * sizeof *scratch->positions);
+        step->kernels->weighted_means(scratch->weights, BATCH_ROWS, step->rows, scratch->values, n, dim, values);
+        const uint32_t next = i < item->last ? h->estimated[i].segment : UINT32_MAX;
+        if (next == number) continue;
+        add_slope(step, h, segment, spread_mass, scratch, values);
+        for (; i < item->last && number < next; number++)
+            position += (size_t)h->head->segments[number].n_panels * DP_PANEL;
     }
     /* Where all masses underflowed there is nothing, and the reference must not pass for a logit that is there. */
     for (size_t r = 0; r < step->rows; r++) {
@@ -172,7 +202,7 @@ void dp_gather_item(dp_gather_task task, dp_gather_task next, void *scratch)
     }
     memset(accumulators(step, partial), 0, step->rows * step->sequence->format.value_dim * sizeof *partial);
     if (task.head->items[task.item].estimated)
-        gather_means(task, next, partial, scratch);
+        gather_means(task, partial, scratch);
     else
         gather_pieces(task, next, partial, scratch);
 }

@@ -116,6 +116,7 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
     const uint8_t *flags = h->flags;
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const dp_segment *const segment = &h->head->segments[s];
+        const size_t estimated_before = h->n_estimated;
         for (uint32_t c = 0; c < segment->n_clusters; c++) {
             if (flags[c] & SELECT_REFINE) {
                 add_cluster(f, h, segment, c);
@@ -126,9 +127,15 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
             }
         }
         flags += segment->n_panels * DP_PANEL;
+        if (segment->has_slope && h->n_estimated > estimated_before)
+            h->counts.bytes_means += f->key_dim * (f->value_dim + sizeof(float));
+        /* panels; size, spread and limit; offsets; mean_key */
         h->counts.bytes_centroids +=
-            (uint64_t)segment->n_panels * DP_PANEL * (f->key_dim * 2 + 3 * sizeof(float)) + f->key_dim * sizeof(float);
+            segment->n_panels * (dp_panel_bytes(f->key_dim) + DP_PANEL * (3 * sizeof(uint16_t) + sizeof(uint32_t))) +
+            f->key_dim * sizeof(float);
     }
+    if (h->head->queries.settled) /* origin, and the factor's lower triangle */
+        h->counts.bytes_centroids += f->key_dim * (f->key_dim + 3) / 2 * sizeof(float);
     cut_items(step, h, first);
     for (size_t i = 0; i < h->n_estimated; i += ESTIMATED_PER_ITEM)
         h->items[h->n_items++] = (dp_item){
@@ -136,6 +143,6 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
             .last = (uint32_t)(h->n_estimated - i < ESTIMATED_PER_ITEM ? h->n_estimated : i + ESTIMATED_PER_ITEM),
             .estimated = true};
     h->counts.clusters_estimated = h->n_estimated;
-    h->counts.bytes_means = h->n_estimated * f->value_dim * 2;
+    h->counts.bytes_means += h->n_estimated * (f->value_dim + sizeof(float));
     h->counts.bytes_rows += h->counts.tokens_refined * (f->key_bytes + f->value_bytes);
 }

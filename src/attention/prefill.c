@@ -193,6 +193,33 @@ static void prefill_worker(void *argument, int thread, int n_threads)
     }
 }
 
+/* Queries of a call that are looked at: more change nothing, and cost. */
+enum { OBSERVED_QUERIES = 64 };
+
+static dp_status observe(dp_sequence *s, uint32_t layer, size_t n_queries, const float *q, const char *caller)
+{
+    const size_t dim = s->format.key_dim, n_heads = s->config.n_query_heads;
+    const size_t n = n_queries < OBSERVED_QUERIES ? n_queries : OBSERVED_QUERIES;
+    for (uint32_t h = 0; h < s->config.n_kv_heads; h++) {
+        dp_queries *const queries = &s->layers[layer].heads[h].queries;
+        for (size_t i = 0; i < n && !queries->settled; i++)
+            if (!dp_queries_add(queries, s->runtime, dim,
+                                q + ((i + 1) * n_queries / n - 1) * n_heads * dim + h * s->group * dim, dim, s->group))
+                return dp_no_memory(s->runtime, "%s: no memory for the queries' moments", caller);
+    }
+    return DP_OK;
+}
+
+dp_status dp_observe_queries(dp_sequence *s, uint32_t layer, size_t n_queries, const float *q)
+{
+    if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_observe_queries: sequence is NULL");
+    if (layer >= s->config.n_layers)
+        return dp_fail(s->runtime, DP_ERR_INVALID, "dp_observe_queries: layer %u of %u", layer, s->config.n_layers);
+    if (!n_queries || !q)
+        return dp_fail(s->runtime, DP_ERR_INVALID, "dp_observe_queries: %s", q ? "n_queries is 0" : "q is NULL");
+    return observe(s, layer, n_queries, q, "dp_observe_queries");
+}
+
 dp_status dp_prefill(dp_sequence *s, uint32_t layer, size_t n_queries, const float *q, float *out, float *lse)
 {
     if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_prefill: sequence is NULL");
@@ -207,6 +234,8 @@ dp_status dp_prefill(dp_sequence *s, uint32_t layer, size_t n_queries, const flo
                        "dp_prefill: n_queries is %zu, must be in [1, %zu], the last tokens not yet"
                        " clustered",
                        n_queries, unclustered);
+    const dp_status status = observe(s, layer, n_queries, q, "dp_prefill");
+    if (status) return status;
     job.queries_per_task = ROW_TARGET / s->group ? ROW_TARGET / s->group : 1;
     if (job.queries_per_task > n_queries) job.queries_per_task = n_queries;
     job.n_blocks = (n_queries + job.queries_per_task - 1) / job.queries_per_task;

@@ -122,7 +122,8 @@ static void spend_budget(const dp_step *step, dp_head_step *h)
         for (uint32_t s = 0; s < h->head->n_segments; s++) {
             const dp_segment *const segment = &h->head->segments[s];
             for (size_t i = 0; i < (size_t)segment->n_panels * DP_PANEL; i++, position++) {
-                h->rank[position] = h->joint[position] / fmaxf(segment->size[i], 1.0f);
+                const uint32_t tokens = i < segment->n_clusters ? dp_segment_size(segment, (uint32_t)i) : 1;
+                h->rank[position] = h->joint[position] / (float)tokens;
                 /* What exceeds the whole budget is read anyway; as it is, it would drown the rest in rounding. */
                 h->joint[position] = fminf(h->joint[position], 2.0f * (float)step->rows);
             }

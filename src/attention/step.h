@@ -47,7 +47,9 @@ typedef struct dp_head_counts {
 typedef struct dp_head_step {
     const dp_head *head;
     const float *q;     /* [rows][key_dim] the queries of this head, query-major */
-    float *variance;    /* [rows] scale^2 |q|^2: times a dispersion, the variance of a cluster's logits */
+    float *offset;      /* [rows][key_dim] q - q0 in the queries' metric */
+    float *variance;    /* [rows] scale^2 |q - q0|^2 in the queries' metric: times a dispersion, the variance of a
+                           cluster's logits */
     size_t n_positions; /* clusters, padding included: panels * DP_PANEL */
     float *mass;        /* [rows][n_positions] first the estimated logits, then the masses in units of exp(reference) */
     float *error;       /* [n_positions] expected squared errors of the row at work */

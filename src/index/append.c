@@ -94,7 +94,8 @@ static void build_worker(void *argument, int thread, int n_threads)
             memcpy(all_v + n * f->value_bytes, v, more * f->value_bytes);
             k = all_k, v = all_v;
         }
-        if (!dp_build_segment(job->sequence, segment, k, v, &scratch)) atomic_store(&job->failed, true);
+        if (!dp_build_segment(job->sequence, &task->head->queries, segment, k, v, &scratch))
+            atomic_store(&job->failed, true);
     }
 }
 
@@ -193,6 +194,8 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
     for (uint32_t l = first; l < last && ok; l++)
         for (uint32_t h = 0; h < n_heads && ok; h++) {
             dp_head *const head = &s->layers[l].heads[h];
+            if (!head->n_segments && due_in(s, l, h, due)) /* all segments of a head have one metric */
+                dp_queries_settle(&head->queries, s->format.key_dim, s->config.query_metric, s->config.query_origin);
             ok =
                 plan_head(s, head, s->layers[l].n_tokens - head->tail.n, due_in(s, l, h, due), job.tasks, &job.n_tasks);
         }

@@ -2,6 +2,7 @@
 #include "index/build.h"
 
 #include <math.h>
+#include <oneapi/dnnl/dnnl.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,6 +18,9 @@ typedef struct build {
     } * far_tokens;    /* [n] */
     uint32_t *cluster; /* [n] token -> cluster of the segment */
     uint32_t *fill;    /* [n_clusters] rows already placed */
+    float *slope;      /* [key_dim][value_dim] sums */
+    size_t slope_tokens;
+    float *weight;     /* [n] of the tokens of the cluster at work */
     float *sum;        /* [max(key_dim, value_dim)] */
     float *row;        /* likewise */
 } build;
@@ -42,6 +46,8 @@ static build carve(const dp_sequence *s, size_t n, dp_scratch *scratch)
     b.far_tokens = dp_scratch_take(scratch, n * sizeof *b.far_tokens);
     b.cluster = dp_scratch_take(scratch, n * sizeof *b.cluster);
     b.fill = dp_scratch_take(scratch, n_clusters * sizeof *b.fill);
+    b.slope = dp_scratch_take(scratch, s->format.key_dim * s->format.value_dim * sizeof *b.slope);
+    b.weight = dp_scratch_take(scratch, n * sizeof *b.weight);
     b.sum = dp_scratch_take(scratch, widest * sizeof *b.sum);
     b.row = dp_scratch_take(scratch, widest * sizeof *b.row);
     return b;
@@ -68,6 +74,23 @@ static void load_keys(const dp_sequence *s, dp_segment *seg, const char *k, dp_k
         if (!isfinite(mean[j])) mean[j] = 0.0f;
     }
     for (size_t i = 0; i < p->n; i++) kernels->axpy(p->x + i * p->dim, mean, -1.0f, p->dim);
+}
+
+/* x = L'k for all points. False where oneDNN fails. */
+static bool change_metric(const dp_queries *queries, dp_kmeans *p)
+{
+    const dnnl_dim_t dim = (dnnl_dim_t)p->dim;
+    float *const block = p->directions; /* free until the clustering starts */
+    const size_t most = p->n_means;
+    for (size_t first = 0; first < p->n; first += most) {
+        const size_t n = p->n - first < most ? p->n - first : most;
+        float *const x = p->x + first * p->dim;
+        if (dnnl_sgemm('N', 'N', (dnnl_dim_t)n, dim, dim, 1.0f, x, dim, dp_queries_factor(queries, p->dim), dim, 0.0f,
+                       block, dim) != dnnl_success)
+            return false;
+        memcpy(x, block, n * p->dim * sizeof *x);
+    }
+    return true;
 }
 
 /* Farthest first, NaN before all, the lower token first among equals. */
@@ -130,67 +153,144 @@ static void place_rows(const dp_sequence *s, const build *b, dp_segment *seg, co
     }
 }
 
+/* Weights of a cluster's tokens, and how many of them count by these. */
+static float weigh_tokens(const dp_sequence *s, const dp_queries *queries, const build *b, const uint16_t *tokens,
+                          uint32_t n)
+{
+    const dp_kmeans *const p = &b->kmeans;
+    for (uint32_t i = 0; i < n; i++)
+        b->weight[i] = queries->settled ? s->scale * p->kernels->dot(queries->vector, p->x + tokens[i] * p->dim, p->dim)
+                                        : 0;
+    const float top = p->kernels->max(b->weight, n);
+    float mean = 0; /* of log weight, times the sum of weights */
+    for (uint32_t i = 0; i < n; i++) {
+        const float log_weight = b->weight[i] - top;
+        b->weight[i] = expf(log_weight);
+        if (b->weight[i] > 0) mean += b->weight[i] * log_weight;
+    }
+    float sum = 0;
+    for (uint32_t i = 0; i < n; i++) sum += b->weight[i];
+    p->kernels->scale(b->weight, 1.0f / sum, n);
+    return n == 1 ? 1.0f : expf(logf(sum) - mean / sum);
+}
+
+/* Rounds to int8 in units of the returned step: the largest magnitude is 127. NaN where a number is not finite. */
+static float quantise(const float *x, size_t n, int8_t *rounded)
+{
+    float largest = 0;
+    bool finite = true;
+    for (size_t j = 0; j < n; j++) {
+        largest = fmaxf(largest, fabsf(x[j]));
+        finite &= isfinite(x[j]) != 0;
+    }
+    const float step = largest / 127.0f, inverse = step > 0 ? 1.0f / step : 0.0f;
+    const bool usable = finite && isfinite(inverse);
+    for (size_t j = 0; j < n; j++) rounded[j] = usable ? (int8_t)lrintf(x[j] * inverse) : 0;
+    return !finite ? NAN : usable ? step : 0.0f;
+}
+
 /* The mean value of a cluster; false where it is not finite. */
-static bool mean_value(const dp_sequence *s, build *b, dp_segment *seg, uint32_t c)
+static bool mean_value(const dp_sequence *s, const build *b, dp_segment *seg, uint32_t c)
 {
     const dp_kernels *const kernels = &s->runtime->kernels;
     const dp_row_format *const f = &s->format;
-    const uint32_t size = dp_segment_size(seg, c);
     memset(b->sum, 0, f->value_dim * sizeof *b->sum);
-    for (uint32_t i = 0; i < size; i++) {
+    for (uint32_t i = 0; i < dp_segment_size(seg, c); i++) {
         kernels->to_f32[f->type](b->row, dp_segment_values(seg, f, c) + i * f->value_bytes, f->value_dim);
-        kernels->axpy(b->sum, b->row, 1.0f, f->value_dim);
+        kernels->axpy(b->sum, b->row, b->weight[i], f->value_dim);
     }
-    kernels->scale(b->sum, 1.0f / (float)size, f->value_dim);
-    kernels->from_f32[DP_BF16](seg->mean_values + (size_t)c * f->value_dim, b->sum, f->value_dim);
-    bool finite = true;
-    for (size_t j = 0; j < f->value_dim; j++) finite &= isfinite(b->sum[j]) != 0;
-    return finite;
+    seg->mean_step[c] = quantise(b->sum, f->value_dim, seg->mean_values + (size_t)c * f->value_dim);
+    return isfinite(seg->mean_step[c]);
 }
 
-/* Centroid (into its panel) and dispersion of a cluster. */
-static void key_statistics(build *b, dp_segment *seg, uint32_t c)
+/* Centroid, back in the keys' coordinates, into its panel. */
+static void store_centroid(const dp_queries *queries, const build *b, dp_segment *seg, uint32_t c, float *centroid)
+{
+    const size_t dim = b->kmeans.dim;
+    if (queries->settled) dp_queries_restore(queries, dim, centroid);
+    int8_t rounded[DP_MAX_DIM];
+    int8_t *const panel = seg->panels + c / DP_PANEL * dp_panel_bytes(dim);
+    float *const steps = (float *)(void *)(panel + DP_PANEL * dim);
+    steps[c % DP_PANEL] = quantise(centroid, dim, rounded);
+    for (size_t j = 0; j < dim; j++) panel[j / 4 * 64 + c % DP_PANEL * 4 + j % 4] = rounded[j];
+}
+
+/* Adds the cluster's token-weighted covariance of keys (less the centroid, in their metric) and values to the sums. */
+static void add_covariance(const dp_sequence *s, build *b, const dp_segment *seg, uint32_t c, const float *centroid)
 {
     const dp_kmeans *const p = &b->kmeans;
-    const uint32_t size = dp_segment_size(seg, c);
+    const dp_row_format *const f = &s->format;
+    const uint32_t n = dp_segment_size(seg, c);
     const uint16_t *const tokens = seg->token + seg->offset[c];
-    const float *centroid = p->centroids + (size_t)c * p->dim;
-    if (p->assignment[tokens[0]] == UINT32_MAX) centroid = p->x + tokens[0] * p->dim; /* stands alone */
-    float squares = 0.0f;
-    for (uint32_t i = 0; i < size; i++) {
-        memcpy(b->row, p->x + tokens[i] * p->dim, p->dim * sizeof *b->row);
-        p->kernels->axpy(b->row, centroid, -1.0f, p->dim);
-        squares += p->kernels->dot(b->row, b->row, p->dim);
+    for (uint32_t i = 0; i < n; i++) { /* sum a (k - c)(v - mean)' = sum a (k - c) v' */
+        p->kernels->to_f32[f->type](b->row, dp_segment_values(seg, f, c) + i * f->value_bytes, f->value_dim);
+        const float *const x = p->x + tokens[i] * p->dim;
+        for (size_t j = 0; j < p->dim; j++)
+            p->kernels->axpy(b->slope + j * f->value_dim, b->row, b->weight[i] * (float)n * (x[j] - centroid[j]),
+                             f->value_dim);
     }
-    seg->size[c] = (float)size;
-    seg->spread[c] = squares / (float)size / (float)p->dim;
-    seg->limit[c] = sqrtf(2.0f * logf((float)size));
-
-    uint16_t stored[512];
-    p->kernels->from_f32[DP_BF16](stored, centroid, p->dim);
-    uint16_t *const panel = seg->panels + (size_t)(c / DP_PANEL) * DP_PANEL * p->dim + c % DP_PANEL * 2;
-    for (size_t j = 0; j < p->dim; j++) panel[j / 2 * (2 * DP_PANEL) + j % 2] = stored[j];
+    b->slope_tokens += n;
 }
 
-bool dp_build_segment(const dp_sequence *s, dp_segment *seg, const char *k, const char *v, dp_scratch *scratch)
+/* A slope that is not finite is no slope: what made it so shows through its cluster. */
+static void store_slope(const dp_sequence *s, const build *b, dp_segment *seg)
+{
+    const size_t key_dim = s->format.key_dim, value_dim = s->format.value_dim;
+    const float mean = b->slope_tokens ? 1.0f / (float)b->slope_tokens : 0.0f;
+    s->runtime->kernels.scale(b->slope, mean, key_dim * value_dim);
+    for (size_t j = 0; j < key_dim; j++) {
+        seg->slope_step[j] = quantise(b->slope + j * value_dim, value_dim, seg->slope + j * value_dim);
+        if (!isfinite(seg->slope_step[j])) seg->slope_step[j] = 0;
+    }
+}
+
+/* All that the index keeps of a cluster. */
+static void describe_cluster(const dp_sequence *s, const dp_queries *queries, build *b, dp_segment *seg, uint32_t c)
+{
+    const dp_kmeans *const p = &b->kmeans;
+    const dp_kernels *const kernels = p->kernels;
+    const uint32_t n = dp_segment_size(seg, c);
+    const uint16_t *const tokens = seg->token + seg->offset[c];
+    const float size = weigh_tokens(s, queries, b, tokens, n);
+    const bool finite = mean_value(s, b, seg, c);
+
+    float centroid[DP_MAX_DIM] = {0};
+    for (uint32_t i = 0; i < n; i++) kernels->axpy(centroid, p->x + tokens[i] * p->dim, b->weight[i], p->dim);
+    float squares = 0.0f;
+    for (uint32_t i = 0; i < n; i++) {
+        memcpy(b->row, p->x + tokens[i] * p->dim, p->dim * sizeof *b->row);
+        kernels->axpy(b->row, centroid, -1.0f, p->dim);
+        squares += kernels->dot(b->row, b->row, p->dim);
+    }
+    if (seg->has_slope && n > 1) add_covariance(s, b, seg, c, centroid);
+    if (n == 1) squares *= 0.0f; /* rounding of the weight; NaN stays */
+    store_centroid(queries, b, seg, c, centroid);
+    /* A spread of NaN makes every step read all rows, so that a NaN shows as in dense attention. */
+    const float spread = finite ? squares / (float)n / (float)p->dim : NAN;
+    const float limit = sqrtf(2.0f * fmaxf(logf(size), 0.0f));
+    kernels->from_f32[DP_BF16](seg->size + c, &size, 1);
+    kernels->from_f32[DP_BF16](seg->spread + c, &spread, 1);
+    kernels->from_f32[DP_BF16](seg->limit + c, &limit, 1);
+}
+
+bool dp_build_segment(const dp_sequence *s, const dp_queries *queries, dp_segment *seg, const char *k, const char *v,
+                      dp_scratch *scratch)
 {
     build b = carve(s, seg->n_tokens, scratch);
     load_keys(s, seg, k, &b.kmeans);
+    if (queries->settled && !change_metric(queries, &b.kmeans)) return false;
     if (!dp_kmeans_run(&b.kmeans)) return false;
     take_outliers(&b);
     number_clusters(&b, seg);
     place_rows(s, &b, seg, k, v);
 
     const size_t padded = (size_t)seg->n_panels * DP_PANEL;
-    memset(seg->panels, 0, padded * s->format.key_dim * sizeof *seg->panels);
+    memset(seg->panels, 0, seg->n_panels * dp_panel_bytes(s->format.key_dim));
     memset(seg->size, 0, padded * sizeof *seg->size);
     memset(seg->spread, 0, padded * sizeof *seg->spread);
     memset(seg->limit, 0, padded * sizeof *seg->limit);
-    for (uint32_t c = 0; c < seg->n_clusters; c++) {
-        const bool finite = mean_value(s, &b, seg, c);
-        key_statistics(&b, seg, c);
-        if (!finite)
-            seg->spread[c] = NAN; /* makes every step read all rows, so that a NaN shows as in dense attention */
-    }
+    memset(b.slope, 0, s->format.key_dim * s->format.value_dim * sizeof *b.slope);
+    for (uint32_t c = 0; c < seg->n_clusters; c++) describe_cluster(s, queries, &b, seg, c);
+    if (seg->has_slope) store_slope(s, &b, seg);
     return true;
 }

@@ -11,9 +11,14 @@ size_t dp_build_clusters(const dp_sequence_config *config, size_t n_tokens);
 /* Bytes of scratch that dp_build_segment needs for up to n_tokens. */
 size_t dp_build_scratch_bytes(const dp_sequence *sequence, size_t n_tokens);
 
-/* Fills a segment that was allocated for its tokens with dp_build_clusters clusters (it may end with fewer) from rows
+/* The statistics of a cluster, with x = L'k and y0 of the head's queries (kv/queries.h; x = k and y0 = 0 without): token
+ * weights a_t = exp(scale y0.x_t) / sum, from which centroid and mean value sum_t a_t k_t, sum_t a_t v_t, and size
+ * exp(-sum_t a_t log a_t), which makes the estimate size * exp(scale q.centroid) exact at q = q0; the dispersion weighs
+ * all tokens alike: a token that the mean query ignores may be the one that a query looks for.
+ *
+ * Fills a segment that was allocated for its tokens with dp_build_clusters clusters (it may end with fewer) from rows
  * in token order, k and v at the segment's first token. Runs on the calling thread. False where oneDNN fails. */
-bool dp_build_segment(const dp_sequence *sequence, dp_segment *segment, const char *k, const char *v,
-                      dp_scratch *scratch);
+bool dp_build_segment(const dp_sequence *sequence, const dp_queries *queries, dp_segment *segment, const char *k,
+                      const char *v, dp_scratch *scratch);
 
 #endif

@@ -3,6 +3,9 @@
 
 #include <string.h>
 
+/* Tokens from which a segment has a slope, which is as long as key_dim mean values: those of 16 * key_dim tokens. */
+enum { SLOPE_TOKENS = 4096 };
+
 static size_t round64(size_t bytes)
 {
     return (bytes + 63) & ~(size_t)63;
@@ -18,12 +21,17 @@ static size_t lay_out(dp_segment *s, char *base, const dp_row_format *f)
         if (base) s->member = (void *)(base + at);                                                                     \
         at += round64((count) * sizeof *s->member);                                                                    \
     } while (0)
-    PART(panels, padded * f->key_dim);
+    PART(panels, s->n_panels * dp_panel_bytes(f->key_dim));
     PART(mean_key, f->key_dim);
     PART(size, padded);
     PART(spread, padded);
     PART(limit, padded);
     PART(mean_values, s->n_clusters * f->value_dim);
+    PART(mean_step, s->n_clusters);
+    if (s->has_slope) {
+        PART(slope, f->key_dim * f->value_dim);
+        PART(slope_step, f->key_dim);
+    }
     PART(offset, s->n_clusters + 1);
     PART(token, s->n_tokens);
     PART(holders, 1);
@@ -34,6 +42,7 @@ static size_t lay_out(dp_segment *s, char *base, const dp_row_format *f)
 static dp_segment shape(size_t n_tokens, size_t n_clusters)
 {
     return (dp_segment){.n_tokens = (uint32_t)n_tokens,
+                        .has_slope = n_tokens >= SLOPE_TOKENS,
                         .n_clusters = (uint32_t)n_clusters,
                         .n_panels = (uint32_t)((n_clusters + DP_PANEL - 1) / DP_PANEL)};
 }

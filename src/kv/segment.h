@@ -16,12 +16,18 @@ typedef struct dp_segment {
     uint32_t n_clusters;
     uint32_t n_panels;     /* of DP_PANEL centroids; the last is padded with clusters of size 0 */
     float *mean_key;       /* [key_dim], of the segment's tokens: the centroids' origin */
-    uint16_t *panels;      /* bf16 centroids less mean_key, laid out as score_panels wants them */
-    float *size;           /* [n_panels * DP_PANEL] tokens in the cluster */
-    float *spread;         /* [n_panels * DP_PANEL] dispersion: mean over tokens and dimensions of (k - centroid)^2 */
-    float *limit;          /* [n_panels * DP_PANEL] sqrt(2 log size): up to so many standard deviations a cluster's mass
-                              grows like a normal distribution's, see cluster_logits in simd/kernels.h */
-    uint16_t *mean_values; /* bf16 [n_clusters][value_dim] */
+    int8_t *panels;        /* centroids less mean_key, laid out as score_panels wants them */
+    uint16_t *size;        /* bf16 [n_panels * DP_PANEL] tokens in the cluster; with known queries, how many of them
+                              count: exp(entropy of the tokens' weights). See index/build.h */
+    uint16_t *spread;      /* bf16 likewise: dispersion, mean over tokens and dimensions of (k - centroid)^2 */
+    uint16_t *limit;       /* bf16 likewise: sqrt(2 log size): up to so many standard deviations a cluster's mass grows
+                              like a normal distribution's, see cluster_logits in simd/kernels.h */
+    int8_t *mean_values;   /* [n_clusters][value_dim], in units of */
+    float *mean_step;      /* [n_clusters] */
+    bool has_slope;        /* long segments only: it would outweigh a short one's means */
+    int8_t *slope;         /* [key_dim][value_dim] mean over tokens, clusters of one left out, of (k - centroid)(v - mean
+                              value)', keys in the queries' metric; row i in units of */
+    float *slope_step;     /* [key_dim] */
     uint32_t *offset;      /* [n_clusters + 1] first row of the cluster, in rows of the segment */
     uint16_t *token;       /* [n_tokens] token number less first_token, in cluster order */
     atomic_size_t *holders; /* sequences that have the segment */

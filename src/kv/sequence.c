@@ -26,6 +26,8 @@ void dp_sequence_config_init(dp_sequence_config *config)
     config->iterations = 8;
     config->outlier_share = 0.125f;
     config->clustering = DP_CLUSTERING_L2;
+    config->query_metric = 0.5f;
+    config->query_origin = 1.0f;
 }
 
 static dp_status check_config(dp_runtime *rt, const dp_sequence_config *c)
@@ -64,6 +66,10 @@ static dp_status check_config(dp_runtime *rt, const dp_sequence_config *c)
     if (!(c->outlier_share >= 0 && c->outlier_share <= 0.5f))
         return dp_fail(rt, DP_ERR_INVALID, "dp_sequence_create: outlier_share is %g, must be in [0, 0.5]",
                        (double)c->outlier_share);
+    if (!(c->query_metric >= 0 && c->query_metric <= 0.99f) || !(c->query_origin >= 0 && c->query_origin <= 1))
+        return dp_fail(rt, DP_ERR_INVALID,
+                       "dp_sequence_create: query_metric is %g, must be in [0, 0.99]; query_origin is %g, in [0, 1]",
+                       (double)c->query_metric, (double)c->query_origin);
     return DP_OK;
 }
 
@@ -170,6 +176,7 @@ void dp_sequence_free(dp_sequence *s)
         dp_head *const head = &s->heads[i];
         dp_rows_free(&head->sink, rt);
         dp_rows_free(&head->tail, rt);
+        dp_queries_free(&head->queries, rt, s->format.key_dim);
         if (head->n_segments && dp_arena_has_others(s->arenas[head->arena])) /* otherwise all goes with the arena */
             while (head->n_segments) dp_segment_free(&head->segments[--head->n_segments], s->arenas[head->arena]);
         dp_heap_resize(rt, head->segments, head->segments_capacity * sizeof *head->segments, 0);
@@ -188,6 +195,7 @@ static bool fork_head(dp_sequence *s, dp_head *head, const dp_head *from)
     if (from->sink.n && !dp_rows_resize(&head->sink, s->runtime, f, s->config.sink, dp_sequence_node(s, head->arena)))
         return false;
     if (from->tail.n && !dp_tail_reserve(s, head, from->tail.n)) return false;
+    if (!dp_queries_copy(&head->queries, &from->queries, s->runtime, f->key_dim)) return false;
     if (from->n_segments) {
         head->segments = dp_heap_resize(s->runtime, NULL, 0, from->n_segments * sizeof *head->segments);
         if (!head->segments) return false;

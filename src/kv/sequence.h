@@ -2,6 +2,7 @@
 #ifndef DP_KV_SEQUENCE_H
 #define DP_KV_SEQUENCE_H
 
+#include "kv/queries.h"
 #include "kv/rows.h"
 #include "kv/segment.h"
 #include "memory/arena.h"
@@ -16,6 +17,7 @@ typedef struct dp_head {
     dp_rows tail;           /* pending tokens and the window */
     uint64_t clustered;     /* tokens in segments */
     uint32_t pending_limit; /* short appends cluster when so many tokens wait outside the window */
+    dp_queries queries;
     int arena;              /* index of the sequence's arena: one per NUMA node */
 } dp_head;
 

@@ -27,10 +27,20 @@ static void fill_sizes(float *size, size_t n)
         size[i] = random_below(5) ? (float)(1 + random_below(64)) : 0;
 }
 
+/* Rounds to what bf16 holds, in place and into bits. */
+static void round_to_bf16(float *x, uint16_t *bits, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        oracle_store(bits, i, x[i], DP_BF16);
+        x[i] = (float)oracle_element(bits, i, DP_BF16);
+    }
+}
+
 START_TEST(cluster_logits_of_every_length)
 {
     start_random();
     float x[LONGEST], size[LONGEST], spread[LONGEST], limit[LONGEST];
+    uint16_t size_bits[LONGEST], spread_bits[LONGEST], limit_bits[LONGEST];
     for (size_t n = 0; n < LONGEST; n = next_length(n)) {
         describe("cluster_logits of %zu clusters, contents %d", n, _i);
         fill(x, n, (contents)_i);
@@ -41,14 +51,17 @@ START_TEST(cluster_logits_of_every_length)
             if (size[i] == 0 && random_below(2))
                 x[i] = NAN; /* whatever the padding holds */
         }
+        round_to_bf16(size, size_bits, n);
+        round_to_bf16(spread, spread_bits, n);
+        round_to_bf16(limit, limit_bits, n);
         const float base = random_uniform() * 10, scale = random_uniform(), variance = fabsf(random_uniform()) * 20;
         float *results[2], largest[2];
         for (size_t run = 0; run < 2; run++) {
             const size_t shift = run ? random_shift(4) : 0;
             results[run] = place(x, n * sizeof *x, shift);
-            largest[run] = kernels.cluster_logits(results[run], place(size, n * sizeof *size, shift),
-                                                  place(spread, n * sizeof *spread, shift),
-                                                  place(limit, n * sizeof *limit, shift), n, base, scale, variance);
+            largest[run] = kernels.cluster_logits(results[run], place(size_bits, n * sizeof *size_bits, shift),
+                                                  place(spread_bits, n * sizeof *spread_bits, shift),
+                                                  place(limit_bits, n * sizeof *limit_bits, shift), n, base, scale, variance);
         }
         expect_same("cluster_logits", results[0], results[1], n * sizeof *x);
         float expected_largest = -INFINITY;
@@ -71,18 +84,20 @@ START_TEST(cluster_logits_of_every_length)
 }
 END_TEST
 
-static void check_cluster_mass(const float *x, const float *size, const float *spread, size_t n, float max,
-                               float variance)
+static void check_cluster_mass(const float *x, float *size, float *spread, size_t n, float max, float variance)
 {
     const size_t bytes = n * sizeof *x;
     float *mass[2], *error[2], sum[2];
+    uint16_t size_bits[LONGEST], spread_bits[LONGEST];
+    round_to_bf16(size, size_bits, n);
+    round_to_bf16(spread, spread_bits, n);
     for (size_t run = 0; run < 2; run++) { /* the second time in place */
         const size_t shift = run ? random_shift(4) : 0;
         float *const logits = place(x, bytes, shift);
         mass[run] = run ? logits : place(NULL, bytes, shift);
         error[run] = place(NULL, bytes, shift);
-        sum[run] = kernels.cluster_mass(logits, place(size, bytes, shift), place(spread, bytes, shift), n, max,
-                                        variance, mass[run], error[run]);
+        sum[run] = kernels.cluster_mass(logits, place(size_bits, n * sizeof *size_bits, shift),
+                                        place(spread_bits, n * sizeof *spread_bits, shift), n, max, variance, mass[run], error[run]);
     }
     expect_same("mass", mass[0], mass[1], bytes);
     expect_same("error", error[0], error[1], bytes);
@@ -129,10 +144,13 @@ END_TEST
 START_TEST(cluster_mass_never_overflows)
 {
     describe("cluster_mass of a cluster of 1e9 tokens with a huge spread");
-    const float x = 3, size = 1e9f, spread = 1e30f;
+    const float x = 3;
+    float size = 1e9f, spread = 1e30f, mass, error;
+    uint16_t size_bits, spread_bits;
     check_cluster_mass(&x, &size, &spread, 1, 3, 1e8f);
-    float mass, error;
-    kernels.cluster_mass(&x, &size, &spread, 1, 3, 1e8f, &mass, &error);
+    round_to_bf16(&size, &size_bits, 1);
+    round_to_bf16(&spread, &spread_bits, 1);
+    kernels.cluster_mass(&x, &size_bits, &spread_bits, 1, 3, 1e8f, &mass, &error);
     if (!isfinite(mass) || !isfinite(error))
         report_failure("mass %g, error %g", (double)mass, (double)error);
 }

@@ -22,74 +22,156 @@ static dp_sequence *filled(dp_runtime *rt, const cache *c, dp_sequence_config *c
     return s;
 }
 
-/* Sizes, means, dispersion and rows of every cluster, from the rows themselves in double precision. */
-static void check_segment(const dp_segment *seg, const dp_row_format *f, const cache *c, size_t kv_head, char *seen)
+/* Queries that were shown to the index: their mean, and M = (1 - share) I + share d E[qq'] / tr E[qq'], from the definition. */
+typedef struct asked {
+    double scale, *mean, *metric;
+} asked;
+
+static asked asked_of(const float *q, size_t n, size_t dim, double share)
 {
-    double mean[512];
+    asked a = {.scale = 1 / sqrt((double)dim), .mean = calloc(dim, sizeof(double)), .metric = calloc(dim * dim, sizeof(double))};
+    double trace = 0;
+    for (size_t r = 0; r < n; r++)
+        for (size_t i = 0; i < dim; i++) {
+            const double x = q[r * dim + i];
+            a.mean[i] += x / (double)n;
+            trace += x * x;
+            for (size_t j = 0; j < dim; j++) a.metric[i * dim + j] += x * q[r * dim + j];
+        }
+    for (size_t i = 0; i < dim; i++)
+        for (size_t j = 0; j < dim; j++)
+            a.metric[i * dim + j] = a.metric[i * dim + j] * share * (double)dim / trace + (i == j ? 1 - share : 0);
+    return a;
+}
+
+/* What the index should keep of a cluster; a: NULL without queries. */
+typedef struct expected_cluster {
+    double size, spread, centroid[512], value[512];
+} expected_cluster;
+
+static expected_cluster expected_of(const dp_segment *seg, const cache *c, size_t kv_head, uint32_t cl, const asked *a)
+{
+    expected_cluster e = {0};
+    const uint32_t n = dp_segment_size(seg, cl);
+    double *const weight = calloc(n, sizeof *weight);
+    double sum = 0, entropy = 0, difference[512];
+    const size_t kd = c->key_dim, vd = c->value_dim;
+#define KEY(i, j) ((double)c->k[((seg->first_token + seg->token[seg->offset[cl] + (i)]) * c->n_kv_heads + kv_head) * kd + (j)])
+#define VALUE(i, j) ((double)c->v[((seg->first_token + seg->token[seg->offset[cl] + (i)]) * c->n_kv_heads + kv_head) * vd + (j)])
+    for (uint32_t i = 0; i < n; i++) {
+        double logit = 0;
+        for (size_t j = 0; a && j < kd; j++) logit += a->scale * a->mean[j] * (KEY(i, j) - KEY(0, j));
+        sum += weight[i] = exp(logit);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        weight[i] /= sum;
+        entropy -= weight[i] * log(weight[i]);
+        for (size_t j = 0; j < kd; j++) e.centroid[j] += weight[i] * KEY(i, j);
+        for (size_t j = 0; j < vd; j++) e.value[j] += weight[i] * VALUE(i, j);
+    }
+    e.size = exp(entropy);
+    for (uint32_t i = 0; i < n; i++) {
+        for (size_t j = 0; j < kd; j++) difference[j] = KEY(i, j) - e.centroid[j];
+        for (size_t j = 0; j < kd; j++)
+            for (size_t l = 0; l < kd; l++)
+                e.spread += difference[j] * difference[l] * (a ? a->metric[j * kd + l] : j == l) / (double)(n * kd);
+    }
+#undef KEY
+#undef VALUE
+    free(weight);
+    return e;
+}
+
+/* Sizes, means, dispersion and rows of every cluster, from the rows themselves in double precision. */
+static void check_segment(const dp_segment *seg, const dp_row_format *f, const cache *c, size_t kv_head, const asked *a,
+                          char *seen)
+{
     uint32_t rows = 0;
     for (uint32_t cl = 0; cl < seg->n_clusters; cl++) {
         const uint32_t n = dp_segment_size(seg, cl);
         ck_assert_uint_gt(n, 0);
-        ck_assert_float_eq(seg->size[cl], (float)n);
         ck_assert_uint_eq(seg->offset[cl], rows);
         rows += n;
-        double squares = 0;
+        const expected_cluster e = expected_of(seg, c, kv_head, cl, a);
+        ck_assert_double_eq_tol((double)bf16(seg->size[cl]), e.size, e.size / 250);
+        ck_assert_double_eq_tol((double)bf16(seg->spread[cl]), e.spread, e.spread / 200 + 1e-6);
+        ck_assert_double_eq_tol((double)bf16(seg->limit[cl]), sqrt(2 * log(e.size)), sqrt(2 * log(e.size)) / 100 + 1e-3);
+        const int8_t *const panel = seg->panels + cl / DP_PANEL * dp_panel_bytes(f->key_dim);
+        const float step = ((const float *)(const void *)(panel + DP_PANEL * f->key_dim))[cl % DP_PANEL];
+        double largest = 0;
         for (size_t j = 0; j < f->key_dim; j++) {
-            mean[j] = 0;
-            for (uint32_t i = 0; i < n; i++) {
-                const size_t t = seg->first_token + seg->token[seg->offset[cl] + i];
-                const float k = c->k[(t * c->n_kv_heads + kv_head) * c->key_dim + j];
-                ck_assert_float_eq(((const float *)dp_segment_keys(seg, f, cl))[i * f->key_dim + j], k);
-                mean[j] += (double)k / n;
-            }
-            for (uint32_t i = 0; i < n; i++) {
-                const size_t t = seg->first_token + seg->token[seg->offset[cl] + i];
-                const double d = c->k[(t * c->n_kv_heads + kv_head) * c->key_dim + j] - mean[j];
-                squares += d * d;
-            }
-            const uint16_t stored =
-                seg->panels[(cl / DP_PANEL) * DP_PANEL * f->key_dim + j / 2 * 32 + cl % DP_PANEL * 2 + j % 2];
-            const double centred = mean[j] - (double)seg->mean_key[j];
-            ck_assert_double_eq_tol((double)bf16(stored), centred, 0.005 * fabs(centred) + 1e-5);
+            const double stored = (double)step * panel[j / 4 * 64 + cl % DP_PANEL * 4 + j % 4];
+            const double centred = e.centroid[j] - (double)seg->mean_key[j];
+            largest = fmax(largest, fabs(centred));
+            ck_assert_double_eq_tol(stored, centred, 0.51 * (double)step + 1e-4);
         }
-        ck_assert_double_eq_tol((double)seg->spread[cl], squares / n / (double)f->key_dim, 1e-4 * squares + 1e-6);
+        ck_assert_double_eq_tol((double)step, largest / 127, largest / 1e4 + 1e-6);
+        largest = 0;
         for (size_t j = 0; j < f->value_dim; j++) {
-            double v = 0;
-            for (uint32_t i = 0; i < n; i++) {
-                const size_t t = seg->first_token + seg->token[seg->offset[cl] + i];
-                v += (double)c->v[(t * c->n_kv_heads + kv_head) * c->value_dim + j] / n;
-            }
-            ck_assert_double_eq_tol((double)bf16(seg->mean_values[cl * f->value_dim + j]), v, 0.005 * fabs(v) + 1e-5);
+            largest = fmax(largest, fabs(e.value[j]));
+            ck_assert_double_eq_tol((double)seg->mean_step[cl] * seg->mean_values[cl * f->value_dim + j], e.value[j],
+                                    0.51 * (double)seg->mean_step[cl] + 1e-5);
         }
+        ck_assert_double_eq_tol((double)seg->mean_step[cl], largest / 127, largest / 1e4 + 1e-6);
         for (uint32_t i = 0; i < n; i++) {
             const size_t t = seg->first_token + seg->token[seg->offset[cl] + i];
+            for (size_t j = 0; j < f->key_dim; j++)
+                ck_assert_float_eq(((const float *)dp_segment_keys(seg, f, cl))[i * f->key_dim + j],
+                                   c->k[(t * c->n_kv_heads + kv_head) * c->key_dim + j]);
             ck_assert_int_eq(seen[t], 0);
             seen[t] = 1;
         }
     }
     ck_assert_uint_eq(rows, seg->n_tokens);
     for (uint32_t cl = seg->n_clusters; cl < seg->n_panels * DP_PANEL; cl++) {
-        ck_assert_float_eq(seg->size[cl], 0);
-        ck_assert_float_eq(seg->spread[cl], 0);
+        ck_assert_uint_eq(seg->size[cl], 0);
+        ck_assert_uint_eq(seg->spread[cl], 0);
     }
+}
+
+/* Shows the first segment's queries to the index in two calls, with a query among them that is not finite, and returns
+ * them by KV head: [kv_head][N_ASKED * group] rows. */
+enum { N_ASKED = 20 };
+static float *ask(dp_sequence *s, rng *r)
+{
+    const size_t heads = s->config.n_query_heads, group = s->group, dim = s->config.key_dim;
+    float *const q = malloc((N_ASKED + 1) * heads * dim * sizeof *q), *const by_head = malloc(N_ASKED * heads * dim * sizeof *q);
+    for (size_t i = 0; i < (N_ASKED + 1) * heads * dim; i++) q[i] = 0.4f * rng_normal(r) + (i % dim % 7 == 0 ? 1.5f : 0);
+    for (size_t h = 0; h < heads; h++) q[(N_ASKED * heads + h) * dim + 3] = NAN;
+    for (size_t i = 0; i < N_ASKED; i++)
+        for (size_t h = 0; h < heads; h++)
+            memcpy(by_head + (h / group * N_ASKED * group + i * group + h % group) * dim, q + (i * heads + h) * dim,
+                   dim * sizeof *q);
+    ck_assert_int_eq(dp_observe_queries(s, 0, 5, q), DP_OK);
+    ck_assert_int_eq(dp_observe_queries(s, 0, N_ASKED + 1 - 5, q + 5 * heads * dim), DP_OK);
+    free(q);
+    return by_head;
 }
 
 START_TEST(statistics_are_as_defined)
 {
     rng r = {3};
     cache c = cache_create(&r, 3001, 2, 72, 40, DP_F32);
-    dp_runtime *const rt = runtime_with(2, _i ? DP_ISA_SCALAR : DP_ISA_AUTO);
+    dp_runtime *const rt = runtime_with(2, _i & 1 ? DP_ISA_SCALAR : DP_ISA_AUTO);
     dp_sequence_config config = sequence_config(&c, 4, DP_F32);
     config.segment_tokens = 1000;
-    dp_sequence *const s = filled(rt, &c, &config, 500);
+    dp_sequence *s;
+    ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
+    float *const q = _i & 2 ? ask(s, &r) : NULL;
+    append(s, &c, 0, c.n_tokens, 500);
+    if (q) free(ask(s, &r)); /* too late: the first segments are there */
+    ck_assert_int_eq(dp_build_index(s, DP_ALL_LAYERS), DP_OK);
     char *const seen = malloc(c.n_tokens);
     for (size_t h = 0; h < 2; h++) {
         const dp_head *const head = &s->layers[0].heads[h];
         memset(seen, 0, c.n_tokens);
         ck_assert_uint_eq(head->sink.n, 4);
         ck_assert_uint_eq(head->tail.n, 64);
+        asked a = {0};
+        if (q) a = asked_of(q + h * N_ASKED * s->group * c.key_dim, N_ASKED * s->group, c.key_dim, 0.5);
         for (uint32_t i = 0; i < head->n_segments; i++)
-            check_segment(&head->segments[i], &s->format, &c, h, seen);
+            check_segment(&head->segments[i], &s->format, &c, h, q ? &a : NULL, seen);
+        free(a.mean), free(a.metric);
         for (size_t t = 0; t < c.n_tokens; t++) ck_assert_int_eq(seen[t], t >= 4 && t < c.n_tokens - 64);
     }
     float *const k = malloc(c.n_tokens * 72 * sizeof *k), *const v = malloc(c.n_tokens * 40 * sizeof *v);
@@ -98,7 +180,7 @@ START_TEST(statistics_are_as_defined)
         ck_assert_mem_eq(k + t * 72, c.k + (t * 2 + 1) * 72, 72 * sizeof *k);
         ck_assert_mem_eq(v + t * 40, c.v + (t * 2 + 1) * 40, 40 * sizeof *v);
     }
-    free(k), free(v), free(seen);
+    free(k), free(v), free(seen), free(q);
     dp_sequence_free(s);
     dp_runtime_free(rt);
     cache_free(&c);
@@ -122,7 +204,7 @@ START_TEST(outliers_stand_alone)
         for (uint32_t cl = 0; cl < seg->n_clusters; cl++) {
             if (dp_segment_size(seg, cl) != 1) continue;
             singles++;
-            ck_assert_float_eq(seg->spread[cl], 0);
+            ck_assert_float_eq(bf16(seg->spread[cl]), 0);
             const uint32_t t = seg->token[seg->offset[cl]] + 4u;
             alone += t >= 100 && (t - 100) % 150 == 0 && t < 850;
         }
@@ -256,7 +338,7 @@ START_TEST(degenerate_keys)
     ck_assert_mem_eq(k, c.k, 700 * 64 * sizeof *k);
     const dp_segment *const seg = &s->layers[0].heads[0].segments[0];
     for (uint32_t cl = 0; _i >= 3 && cl < seg->n_clusters; cl++)
-        if (!isfinite(seg->spread[cl])) ck_assert_uint_eq(dp_segment_size(seg, cl), 1);
+        if (!isfinite(bf16(seg->spread[cl]))) ck_assert_uint_eq(dp_segment_size(seg, cl), 1);
     free(k);
     dp_sequence_free(s);
     dp_runtime_free(rt);
@@ -297,7 +379,7 @@ int main(void)
     Suite *const suite = suite_create("index");
     TCase *const tc = tcase_create("index"), *const slow = slow_cases(suite);
     tcase_set_timeout(tc, 120);
-    tcase_add_loop_test(tc, statistics_are_as_defined, 0, 2);
+    tcase_add_loop_test(tc, statistics_are_as_defined, 0, 4);
     tcase_add_test(tc, outliers_stand_alone);
     tcase_add_test(tc, grows_with_decoding);
     tcase_add_loop_test(tc, small_segments_are_extended, 0, 2);
