@@ -281,9 +281,9 @@ typedef struct dp_attention_params {
     uint32_t struct_size;
     dp_method method;     /* default DP_DOUBLE_P */
     dp_refine refine;     /* default DP_REFINE_BUDGET */
-    float p1;             /* default 0.98; 0 to 1 */
+    float p1;             /* default 0.96; 0 to 1 */
     float p2;             /* default 0.7; 0 to p1; DP_REFINE_TOP_P only */
-    float epsilon;        /* default 0.035; 0 to 1; DP_REFINE_BUDGET only; 0 refines all that stage 1 keeps */
+    float epsilon;        /* default 0.05; 0 to 1; DP_REFINE_BUDGET only; 0 refines all that stage 1 keeps */
     uint32_t sink;        /* at least so many first tokens are exact; default 0: those of the sequence's config */
     uint32_t window;      /* at least so many last tokens are exact, for each query of the call; default 0: those of the
                              sequence's config */

@@ -281,7 +281,7 @@ START_TEST(small_segments_are_extended)
         memset(seen, 0, c.n_tokens);
         ck_assert_uint_ge(head->n_segments, 2);
         for (uint32_t i = 0; i < head->n_segments; i++) {
-            check_segment(&head->segments[i], &s->format, &c, h, seen);
+            check_segment(&head->segments[i], &s->format, &c, h, NULL, seen);
             if (i + 1 < head->n_segments) ck_assert_uint_ge(head->segments[i].n_tokens, 256);
         }
         for (size_t t = 0; t < c.n_tokens; t++) ck_assert_int_eq(seen[t], t >= 4 && t < c.n_tokens - 64);
