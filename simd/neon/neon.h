@@ -32,6 +32,15 @@ DP_INLINE float32x4_t dp_keep(uint32x4_t mask, float32x4_t x)
     return vreinterpretq_f32_u32(vandq_u32(mask, vreinterpretq_u32_f32(x)));
 }
 
+/* The first n of 4 bf16 numbers, 0 in the other lanes; n >= 4 is all of them. */
+DP_INLINE float32x4_t dp_load_first_bf16(const uint16_t *x, size_t n)
+{
+    uint16_t part[4] = {0};
+    for (size_t i = 0; i < n && n < 4; i++)
+        part[i] = x[i];
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(n >= 4 ? x : part), 16));
+}
+
 /* The first n of 4 numbers, 0 in the other lanes; n >= 4 is all of them. */
 DP_INLINE float32x4_t dp_load_first(const float *x, size_t n)
 {

@@ -1,52 +1,51 @@
-/* NEON centroid scores: lanes are clusters, a panel is four vectors wide. A load holds a pair of dimensions of 4 clusters:
- * the even one by a shift, the odd one by a mask. */
+/* NEON clusters. Scores: lanes are clusters, a panel is four vectors wide. A load holds four dimensions of 4 clusters, which
+ * shifts move to the top of each lane and back, with their sign. */
 #include "neon.h"
 
-/* One panel for `heads` (a constant) heads. Few heads sum even and odd dimensions apart, for more independent sums. */
-DP_INLINE void score_tile(const float *q, size_t d, const uint16_t *panel, float *out, size_t out_stride, size_t heads)
+/* One panel for `heads` (a constant) heads. */
+DP_INLINE void score_tile(const float *q, size_t d, const int8_t *panel, float *out, size_t out_stride, size_t heads)
 {
-    const size_t split = heads <= 2 ? heads : 0;
-    const uint32x4_t upper = vdupq_n_u32(0xffff0000u);
     float32x4_t sum[4][4];
-    DP_UNROLL
-    for (size_t h = 0; h < heads + split; h++) {
-        DP_UNROLL
-        for (size_t v = 0; v < 4; v++)
-            sum[h][v] = vdupq_n_f32(0);
-    }
-    for (size_t j = 0; j < d; j += 2) {
-        float32x4_t even[4], odd[4];
-        __builtin_prefetch(panel + (d + j) * DP_PANEL); /* the next panel's */
-        DP_UNROLL
-        for (size_t v = 0; v < 4; v++) {
-            const uint32x4_t pairs = vreinterpretq_u32_u16(vld1q_u16(panel + j * DP_PANEL + 8 * v));
-            even[v] = vreinterpretq_f32_u32(vshlq_n_u32(pairs, 16));
-            odd[v] = vreinterpretq_f32_u32(vandq_u32(pairs, upper));
-        }
-        DP_UNROLL
-        for (size_t h = 0; h < heads; h++) {
-            const float32x2_t pair = vld1_f32(q + h * d + j);
-            DP_UNROLL
-            for (size_t v = 0; v < 4; v++) {
-                sum[h][v] = vfmaq_lane_f32(sum[h][v], even[v], pair, 0);
-                sum[h + split][v] = vfmaq_lane_f32(sum[h + split][v], odd[v], pair, 1);
-            }
-        }
-    }
     DP_UNROLL
     for (size_t h = 0; h < heads; h++) {
         DP_UNROLL
         for (size_t v = 0; v < 4; v++)
-            vst1q_f32(out + h * out_stride + 4 * v, split ? vaddq_f32(sum[h][v], sum[h + split][v]) : sum[h][v]);
+            sum[h][v] = vdupq_n_f32(0);
+    }
+    for (size_t j = 0; j < d; j += 4) {
+        __builtin_prefetch(panel + dp_panel_bytes(d) + j * DP_PANEL); /* the next panel's */
+        DP_UNROLL
+        for (size_t v = 0; v < 4; v++) {
+            const int32x4_t quads = vreinterpretq_s32_s8(vld1q_s8(panel + j * DP_PANEL + 16 * v));
+            const float32x4_t x0 = vcvtq_f32_s32(vshrq_n_s32(vshlq_n_s32(quads, 24), 24));
+            const float32x4_t x1 = vcvtq_f32_s32(vshrq_n_s32(vshlq_n_s32(quads, 16), 24));
+            const float32x4_t x2 = vcvtq_f32_s32(vshrq_n_s32(vshlq_n_s32(quads, 8), 24));
+            const float32x4_t x3 = vcvtq_f32_s32(vshrq_n_s32(quads, 24));
+            DP_UNROLL
+            for (size_t h = 0; h < heads; h++) {
+                const float32x4_t elements = vld1q_f32(q + h * d + j);
+                sum[h][v] = vfmaq_laneq_f32(sum[h][v], x0, elements, 0);
+                sum[h][v] = vfmaq_laneq_f32(sum[h][v], x1, elements, 1);
+                sum[h][v] = vfmaq_laneq_f32(sum[h][v], x2, elements, 2);
+                sum[h][v] = vfmaq_laneq_f32(sum[h][v], x3, elements, 3);
+            }
+        }
+    }
+    const float *step = (const float *)(const void *)(panel + d * DP_PANEL);
+    DP_UNROLL
+    for (size_t h = 0; h < heads; h++) {
+        DP_UNROLL
+        for (size_t v = 0; v < 4; v++)
+            vst1q_f32(out + h * out_stride + 4 * v, vmulq_f32(vld1q_f32(step + 4 * v), sum[h][v]));
     }
 }
 
-static void score_panels(const float *q, size_t heads, size_t d, const uint16_t *panels, size_t n_panels, float *out,
+static void score_panels(const float *q, size_t heads, size_t d, const int8_t *panels, size_t n_panels, float *out,
                          size_t out_stride)
 {
     for (size_t p = 0; p < n_panels; p++)
         for (size_t h = 0; h < heads; h += 4) {
-            const uint16_t *panel = panels + p * DP_PANEL * d;
+            const int8_t *panel = panels + p * dp_panel_bytes(d);
             const float *q_h = q + h * d;
             float *scores = out + h * out_stride + p * DP_PANEL;
             switch (heads - h) {
@@ -58,7 +57,51 @@ static void score_panels(const float *q, size_t heads, size_t d, const uint16_t 
         }
 }
 
+/* Sums of `heads` (a constant) heads over dimensions j to j + 7 stay in registers while the rows go by. */
+DP_INLINE void mean_block(const float *w, size_t w_stride, const void *const *rows, size_t n, size_t d, size_t j, float *acc,
+                          size_t heads)
+{
+    float32x4_t sum[4][2];
+    DP_UNROLL
+    for (size_t h = 0; h < heads; h++) {
+        sum[h][0] = vld1q_f32(acc + h * d + j);
+        sum[h][1] = vld1q_f32(acc + h * d + j + 4);
+    }
+    for (size_t i = 0; i < n; i++) {
+        const int16x8_t wide = vmovl_s8(vld1_s8((const int8_t *)rows[i] + j));
+        const float32x4_t low = vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+        const float32x4_t high = vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide)));
+        DP_UNROLL
+        for (size_t h = 0; h < heads; h++) {
+            sum[h][0] = vfmaq_n_f32(sum[h][0], low, w[h * w_stride + i]);
+            sum[h][1] = vfmaq_n_f32(sum[h][1], high, w[h * w_stride + i]);
+        }
+    }
+    DP_UNROLL
+    for (size_t h = 0; h < heads; h++) {
+        vst1q_f32(acc + h * d + j, sum[h][0]);
+        vst1q_f32(acc + h * d + j + 4, sum[h][1]);
+    }
+}
+
+static void weighted_means(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n, size_t d,
+                           float *acc)
+{
+    for (size_t h = 0; h < heads; h += 4)
+        for (size_t j = 0; j < d; j += 8) {
+            const float *weights = w + h * w_stride;
+            float *sums = acc + h * d;
+            switch (heads - h) {
+            case 1: mean_block(weights, w_stride, rows, n, d, j, sums, 1); break;
+            case 2: mean_block(weights, w_stride, rows, n, d, j, sums, 2); break;
+            case 3: mean_block(weights, w_stride, rows, n, d, j, sums, 3); break;
+            default: mean_block(weights, w_stride, rows, n, d, j, sums, 4); break;
+            }
+        }
+}
+
 void dp_neon_init_scores(dp_kernels *k)
 {
     k->score_panels = score_panels;
+    k->weighted_means = weighted_means;
 }

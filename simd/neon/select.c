@@ -2,17 +2,17 @@
  * past the end are loaded as 0: a size of 0, padding. */
 #include "neon.h"
 
-static float cluster_logits(float *x, const float *size, const float *spread, const float *limit, size_t n, float base,
-                            float scale, float variance)
+static float cluster_logits(float *x, const uint16_t *size, const uint16_t *spread, const uint16_t *limit, size_t n,
+                            float base, float scale, float variance)
 {
     const float32x4_t lowest = vdupq_n_f32(-INFINITY), offset = vdupq_n_f32(base), half = vdupq_n_f32(0.5f);
     float32x4_t largest = lowest;
     for (size_t i = 0; i < n; i += 4) {
         const size_t left = n - i;
-        const uint32x4_t real = vcgtq_f32(dp_load_first(size + i, left), vdupq_n_f32(0));
+        const uint32x4_t real = vcgtq_f32(dp_load_first_bf16(size + i, left), vdupq_n_f32(0));
         const float32x4_t score = vfmaq_n_f32(offset, dp_load_first(x + i, left), scale);
-        const float32x4_t sigma = vsqrtq_f32(vmulq_n_f32(dp_load_first(spread + i, left), variance));
-        const float32x4_t m = vminq_f32(dp_load_first(limit + i, left), sigma);
+        const float32x4_t sigma = vsqrtq_f32(vmulq_n_f32(dp_load_first_bf16(spread + i, left), variance));
+        const float32x4_t m = vminq_f32(dp_load_first_bf16(limit + i, left), sigma);
         const float32x4_t kept = vbslq_f32(real, vfmaq_f32(score, m, vfmsq_f32(sigma, half, m)), lowest);
         dp_store_first(x + i, left, kept);
         largest = dp_larger(largest, kept);
@@ -28,18 +28,18 @@ DP_INLINE float32x4_t bounded_expm1(float32x4_t x)
     return vfmaq_f32(vsubq_f32(power, vdupq_n_f32(1)), power, parts.tail);
 }
 
-static float cluster_mass(const float *x, const float *size, const float *spread, size_t n, float max, float variance,
-                          float *mass, float *error)
+static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *spread, size_t n, float max,
+                          float variance, float *mass, float *error)
 {
     const float32x4_t origin = vdupq_n_f32(max == -INFINITY ? 0 : max), one = vdupq_n_f32(1);
     float32x4_t sum = vdupq_n_f32(0);
     for (size_t i = 0; i < n; i += 4) {
         const size_t left = n - i;
-        const float32x4_t s = dp_load_first(size + i, left);
+        const float32x4_t s = dp_load_first_bf16(size + i, left);
         const uint32x4_t real = vcgtq_f32(s, vdupq_n_f32(0));
         const float32x4_t y = dp_exp(vsubq_f32(dp_load_first(x + i, left), origin));
         const float32x4_t m = dp_keep(real, vmulq_f32(s, y));
-        const float32x4_t growth = bounded_expm1(vmulq_n_f32(dp_load_first(spread + i, left), variance));
+        const float32x4_t growth = bounded_expm1(vmulq_n_f32(dp_load_first_bf16(spread + i, left), variance));
         /* the square of a tiny y would be denormal, which is slow on some processors; it counts for nothing */
         const float32x4_t counted = dp_keep(vmvnq_u32(vcltq_f32(y, vdupq_n_f32(0x1p-60f))), m);
         const float32x4_t e = vmulq_f32(vmulq_f32(counted, counted), vminq_f32(vsubq_f32(s, one), growth));
