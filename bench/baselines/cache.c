@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "runtime/runtime.h"
 
@@ -28,9 +29,11 @@ method_cache *method_cache_create(dp_runtime *runtime, const dp_sequence_config 
     };
     const size_t rows = (size_t)c->n_layers * c->n_kv_heads * capacity;
     c->n_tokens = calloc(c->n_layers, sizeof(*c->n_tokens));
+    c->n_queries = calloc(c->n_layers, sizeof(*c->n_queries));
+    c->queries = malloc((size_t)c->n_layers * METHOD_QUERIES * c->n_query_heads * config->key_dim * sizeof(*c->queries));
     c->k = malloc(rows * c->format.key_bytes + 1);
     c->v = malloc(rows * c->format.value_bytes + 1);
-    if (c->n_tokens && c->k && c->v)
+    if (c->n_tokens && c->n_queries && c->queries && c->k && c->v)
         return c;
     method_cache_free(c);
     return NULL;
@@ -41,6 +44,8 @@ void method_cache_free(method_cache *cache)
     if (!cache)
         return;
     free(cache->n_tokens);
+    free(cache->n_queries);
+    free(cache->queries);
     free(cache->k);
     free(cache->v);
     free(cache);
@@ -63,6 +68,15 @@ bool method_cache_append(method_cache *c, uint32_t layer, size_t n, const float 
     }
     c->n_tokens[layer] += n;
     return true;
+}
+
+void method_cache_observe(method_cache *c, uint32_t layer, uint64_t first, size_t n, const float *q, size_t q_stride)
+{
+    const size_t width = c->n_query_heads * c->format.key_dim;
+    float *const kept = c->queries + (size_t)layer * METHOD_QUERIES * width;
+    for (size_t i = 0; i < n; i++)
+        if ((first + i) % METHOD_QUERY_STEP == METHOD_QUERY_STEP - 1 && c->n_queries[layer] < METHOD_QUERIES)
+            memcpy(kept + c->n_queries[layer]++ * width, q + i * q_stride, width * sizeof(*q));
 }
 
 void method_cache_truncate(method_cache *cache, uint64_t n_tokens)

@@ -20,6 +20,9 @@ typedef struct method_cache {
     size_t capacity;    /* tokens per layer */
     uint64_t *n_tokens; /* [n_layers] */
     char *k, *v;        /* [n_layers][n_kv_heads][capacity] rows */
+    float *queries;     /* [n_layers][METHOD_QUERIES][n_query_heads][key_dim] some of the prompt's, for indexes that want
+                           to know what will be asked */
+    size_t *n_queries;  /* [n_layers] */
 } method_cache;
 
 /* Room for `capacity` tokens of the shape and type of a sequence's config; NULL where there is no memory. */
@@ -29,6 +32,11 @@ void method_cache_free(method_cache *cache); /* NULL is allowed */
 /* Appends n tokens as dp_append takes them; false where they do not fit. */
 bool method_cache_append(method_cache *cache, uint32_t layer, size_t n, const float *k, size_t k_stride, const float *v,
                          size_t v_stride);
+
+/* Keeps every METHOD_QUERY_STEP-th query of those of tokens first .. first + n - 1, as long as there is room: those of a
+ * prompt's first METHOD_QUERY_TOKENS tokens. */
+enum { METHOD_QUERIES = 512, METHOD_QUERY_STEP = 8, METHOD_QUERY_TOKENS = METHOD_QUERIES * METHOD_QUERY_STEP };
+void method_cache_observe(method_cache *cache, uint32_t layer, uint64_t first, size_t n, const float *q, size_t q_stride);
 
 /* Forgets all but the first n tokens. */
 void method_cache_truncate(method_cache *cache, uint64_t n_tokens);

@@ -38,6 +38,8 @@ static const method_field fields[] = {
     FIELD("pending_tokens", sequence.pending_tokens, true),
     FIELD("iterations", sequence.iterations, true),
     FIELD("outlier_share", sequence.outlier_share, true),
+    FIELD("query_metric", sequence.query_metric, true),
+    FIELD("query_origin", sequence.query_origin, true),
     CHOICE("clustering", sequence.clustering, clustering_names, true),
 };
 enum { N_FIELDS = sizeof(fields) / sizeof(fields[0]) };
@@ -85,6 +87,7 @@ static void defaults_paper(void *settings)
     dp_sequence_config_init(&s->sequence);
     s->sequence.outlier_share = 0;
     s->sequence.clustering = DP_CLUSTERING_SPHERICAL;
+    s->sequence.query_metric = s->sequence.query_origin = 0;
 }
 
 /* The library checks its settings itself, when they are used. */
@@ -131,6 +134,12 @@ static dp_status fill(library_state *s)
         const size_t n = c->n_tokens[l];
         if (n == 0)
             continue;
+        const size_t width = c->n_query_heads * c->format.key_dim, most = 64; /* as many as a call looks at */
+        for (size_t i = 0; i < c->n_queries[l] && status == DP_OK; i += most)
+            status = dp_observe_queries(s->sequence, l, c->n_queries[l] - i < most ? c->n_queries[l] - i : most,
+                                        c->queries + (l * (size_t)METHOD_QUERIES + i) * width);
+        if (status != DP_OK)
+            break;
         float *const k = malloc(n * c->n_kv_heads * c->format.key_dim * sizeof(*k));
         float *const v = malloc(n * c->n_kv_heads * c->format.value_dim * sizeof(*v));
         status = DP_ERR_NO_MEMORY;

@@ -220,6 +220,11 @@ dp_status model_attention(const model_attention_call *call)
     const float *const q = call->q + (call->n_tokens - call->n_queries) * call->q_stride;
     if (!call->prefill)
         return dp_decode(call->sequence, call->layer, call->n_queries, q, call->params, call->out, NULL, call->stats);
+    if (call->n_queries < call->n_tokens) { /* the last layer's, which are not all computed: seen all the same */
+        const dp_status status = dp_observe_queries(call->sequence, call->layer, call->n_tokens, call->q);
+        if (status != DP_OK)
+            return status;
+    }
     return call->n_queries == 0 ? DP_OK : dp_prefill(call->sequence, call->layer, call->n_queries, q, call->out, NULL);
 }
 

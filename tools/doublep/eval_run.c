@@ -86,6 +86,8 @@ static dp_status attention(void *user, const model_attention_call *call)
 {
     eval_runner *const r = user;
     method_cache *const c = r->cache;
+    if (call->prefill)
+        method_cache_observe(c, call->layer, c->n_tokens[call->layer], call->n_tokens, call->q, call->q_stride);
     if (!method_cache_append(c, call->layer, call->n_tokens, call->k, call->kv_stride, call->v, call->kv_stride))
         return DP_ERR_NO_MEMORY;
     if (call->prefill)
@@ -330,16 +332,16 @@ void eval_runner_free(eval_runner *r)
     free(r);
 }
 
-/* The context's own sequence gets the rows that the store had. */
-static bool fill_sequence(eval_runner *r, char *error, size_t error_size)
+/* The context's own sequence, which has the first tokens, gets the others' rows that the store had. */
+static bool fill_sequence(eval_runner *r, size_t first, char *error, size_t error_size)
 {
     const method_cache *const c = r->cache;
-    const size_t n = c->n_tokens[0];
+    const size_t n = c->n_tokens[0] - first;
     float *const k = malloc((n * c->n_kv_heads * c->format.key_dim + 1) * sizeof(*k));
     float *const v = malloc((n * c->n_kv_heads * c->format.value_dim + 1) * sizeof(*v));
     bool done = (k && v) || no_memory(error, error_size);
     for (uint32_t l = 0; done && n > 0 && l < c->n_layers; l++) {
-        method_cache_read(c, l, 0, n, k, v);
+        method_cache_read(c, l, first, n, k, v);
         if (dp_append(model_context_sequence(r->context, 0), l, n, k, 0, v, 0) != DP_OK) {
             dp_last_error(c->runtime, error, error_size);
             done = false;
@@ -358,16 +360,30 @@ static uint64_t rows_hash(const eval_runner *r)
     return eval_hash(eval_hash(eval_hash_start, parts, sizeof(parts)), ids->ids, ids->count * sizeof(ids->ids[0]));
 }
 
+static bool prefill(eval_runner *r, size_t first, size_t last, progress *bar, char *error, size_t error_size)
+{
+    return first == last || model_prefill(r->context, r->prompt->prefill.ids + first, last - first, NULL,
+                                          bar ? progress_show : NULL, bar, NULL, error, error_size);
+}
+
+/* The first tokens are always read, for their queries; the rows of all may be in the store. */
 static bool make_rows(eval_runner *r, progress *bar, char *error, size_t error_size)
 {
-    const tokenizer_ids *const ids = &r->prompt->prefill;
+    const size_t n = r->prompt->prefill.count, first = n < METHOD_QUERY_TOKENS ? n : METHOD_QUERY_TOKENS;
     const uint64_t hash = rows_hash(r);
-    if (eval_store_load_rows(r->store, hash, r->cache) && r->cache->n_tokens[0] == ids->count)
-        return fill_sequence(r, error, error_size);
-    method_cache_truncate(r->cache, 0);
-    return ids->count == 0 || (model_prefill(r->context, ids->ids, ids->count, NULL, bar ? progress_show : NULL, bar, NULL,
-                                             error, error_size) &&
-                               eval_store_save_rows(r->store, hash, r->cache, error, error_size));
+    if (!prefill(r, 0, first, NULL, error, error_size))
+        return false;
+    size_t done = first;
+    if (eval_store_has_rows(r->store, hash)) {
+        if (eval_store_load_rows(r->store, hash, r->cache) && r->cache->n_tokens[0] == n)
+            return fill_sequence(r, first, error, error_size);
+        done = 0; /* a damaged file: the rows may be anything */
+        if (!model_context_reset(r->context, error, error_size))
+            return false;
+    }
+    method_cache_truncate(r->cache, done);
+    return prefill(r, done, n, bar, error, error_size) &&
+           eval_store_save_rows(r->store, hash, r->cache, error, error_size);
 }
 
 bool eval_runner_start(eval_runner *r, const eval_case *c, progress *bar, eval_result *dense, char *error,

@@ -195,6 +195,14 @@ static bool read_block(void *block, size_t bytes, FILE *file, uint32_t *checksum
     return fread(block, 1, bytes, file) == bytes && sum_block(block, bytes, file, checksum);
 }
 
+bool eval_store_has_rows(const eval_store *store, uint64_t hash)
+{
+    char *const path = store->folder ? rows_path(store, hash, "") : NULL;
+    const bool has = path && access(path, R_OK) == 0;
+    free(path);
+    return has;
+}
+
 bool eval_store_load_rows(const eval_store *store, uint64_t hash, method_cache *cache)
 {
     char *const path = store->folder ? rows_path(store, hash, "") : NULL;

@@ -14,7 +14,9 @@ typedef struct eval_store eval_store;
 eval_store *eval_store_open(const char *folder, char *error, size_t error_size);
 void eval_store_close(eval_store *store); /* NULL is allowed */
 
-/* Reads rows into an empty cache; false where there are none, or they are damaged or of another shape. */
+/* Reads rows over those in the cache; false where there are none, or they are damaged (then the cache holds anything) or of
+ * another shape. */
+bool eval_store_has_rows(const eval_store *store, uint64_t hash);
 bool eval_store_load_rows(const eval_store *store, uint64_t hash, method_cache *cache);
 
 /* Keeps a cache's rows; false and a message where they cannot be written. */
