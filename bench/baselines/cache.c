@@ -81,9 +81,12 @@ void method_cache_observe(method_cache *c, uint32_t layer, uint64_t first, size_
 
 void method_cache_truncate(method_cache *cache, uint64_t n_tokens)
 {
-    for (uint32_t l = 0; l < cache->n_layers; l++)
+    for (uint32_t l = 0; l < cache->n_layers; l++) {
         if (cache->n_tokens[l] > n_tokens)
             cache->n_tokens[l] = n_tokens;
+        if (n_tokens == 0)
+            cache->n_queries[l] = 0;
+    }
 }
 
 void method_cache_read(const method_cache *c, uint32_t layer, uint64_t first, size_t n, float *k, float *v)

@@ -38,7 +38,7 @@ bool method_cache_append(method_cache *cache, uint32_t layer, size_t n, const fl
 enum { METHOD_QUERIES = 512, METHOD_QUERY_STEP = 8, METHOD_QUERY_TOKENS = METHOD_QUERIES * METHOD_QUERY_STEP };
 void method_cache_observe(method_cache *cache, uint32_t layer, uint64_t first, size_t n, const float *q, size_t q_stride);
 
-/* Forgets all but the first n tokens. */
+/* Forgets all but the first n tokens; with n = 0 the queries, too. */
 void method_cache_truncate(method_cache *cache, uint64_t n_tokens);
 
 /* Tokens first .. first + n - 1 of a layer as f32 in the order of dp_append: k[n][n_kv_heads][key_dim], v likewise. */

@@ -268,7 +268,7 @@ typedef enum dp_refine {
  *   stage 1 keeps the smallest set of clusters with E + mass >= p1 * T
  *   stage 2 refines, token by token, of that set:
  *     DP_REFINE_BUDGET: with the expected squared error of leaving a cluster approximated,
- *                         e_i = exp(2 m_i) min(exp(sigma_i^2) - 1, s_i - 1),
+ *                         e_i = exp(2 m_i) min(exp(2 sigma_i^2) - 1, s_i - 1),
  *                       clusters in order of the sum over the group's query heads of e_i / (epsilon * T)^2 per token, until
  *                       that sum over the clusters that are left is at most one per query head
  *     DP_REFINE_TOP_P:  the smallest set with E + mass >= p2 * T
@@ -283,7 +283,7 @@ typedef struct dp_attention_params {
     dp_refine refine;     /* default DP_REFINE_BUDGET */
     float p1;             /* default 0.96; 0 to 1 */
     float p2;             /* default 0.7; 0 to p1; DP_REFINE_TOP_P only */
-    float epsilon;        /* default 0.05; 0 to 1; DP_REFINE_BUDGET only; 0 refines all that stage 1 keeps */
+    float epsilon;        /* default 0.07; 0 to 1; DP_REFINE_BUDGET only; 0 refines all that stage 1 keeps */
     uint32_t sink;        /* at least so many first tokens are exact; default 0: those of the sequence's config */
     uint32_t window;      /* at least so many last tokens are exact, for each query of the call; default 0: those of the
                              sequence's config */

@@ -35,7 +35,7 @@ DP_INLINE __m256 bounded_expm1(__m256 x)
 static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *spread, size_t n, float max,
                           float variance, float *mass, float *error)
 {
-    const __m256 origin = _mm256_set1_ps(max == -INFINITY ? 0 : max), factor = _mm256_set1_ps(variance),
+    const __m256 origin = _mm256_set1_ps(max == -INFINITY ? 0 : max), factor = _mm256_set1_ps(2.0f * variance),
                  one = _mm256_set1_ps(1);
     __m256 sum = _mm256_setzero_ps();
     for (size_t i = 0; i < n; i += 8) {

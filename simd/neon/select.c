@@ -39,7 +39,7 @@ static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *
         const uint32x4_t real = vcgtq_f32(s, vdupq_n_f32(0));
         const float32x4_t y = dp_exp(vsubq_f32(dp_load_first(x + i, left), origin));
         const float32x4_t m = dp_keep(real, vmulq_f32(s, y));
-        const float32x4_t growth = bounded_expm1(vmulq_n_f32(dp_load_first_bf16(spread + i, left), variance));
+        const float32x4_t growth = bounded_expm1(vmulq_n_f32(dp_load_first_bf16(spread + i, left), 2.0f * variance));
         /* the square of a tiny y would be denormal, which is slow on some processors; it counts for nothing */
         const float32x4_t counted = dp_keep(vmvnq_u32(vcltq_f32(y, vdupq_n_f32(0x1p-60f))), m);
         const float32x4_t e = vmulq_f32(vmulq_f32(counted, counted), vminq_f32(vsubq_f32(s, one), growth));

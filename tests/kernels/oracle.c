@@ -96,7 +96,7 @@ oracle_cluster oracle_cluster_mass(float x, float size, float spread, float max,
         return c;
     c.y = oracle_exp(x, max);
     c.mass = size * c.y;
-    c.growth = expm1((double)variance * spread);
+    c.growth = expm1(2 * (double)variance * spread);
     if (c.growth > (double)size - 1)
         c.growth = (double)size - 1;
     c.error = c.mass * c.mass * c.growth;

@@ -20,12 +20,12 @@ START_TEST(defaults)
 {
     ck_assert(plugin_settings_read(&s, why, sizeof why));
     ck_assert(!s.off && !s.stats);
-    ck_assert_float_eq(s.epsilon, 0.05f);
+    ck_assert_float_eq(s.epsilon, 0.07f);
     ck_assert_uint_eq(s.min_context, 2048);
     ck_assert_uint_gt(s.memory, 1 << 20);
     for (int l = 0; l < PLUGIN_LAYERS; l++) ck_assert(!s.dense[l]);
     ck_assert(with("DOUBLEP_EPSILON", "")); /* as if not set */
-    ck_assert_float_eq(s.epsilon, 0.05f);
+    ck_assert_float_eq(s.epsilon, 0.07f);
 }
 END_TEST
 
