@@ -30,6 +30,7 @@ static const method_field fields[] = {
     FIELD("dispersion", params.dispersion, false),
     FIELD("exact_mass", params.exact_mass, false),
     FIELD("keep_dropped", params.keep_dropped, false),
+    FIELD("slope", params.slope, false),
     FIELD("dense_layers", dense_layers, false),
     FIELD("sink", sequence.sink, true),
     FIELD("window", sequence.window, true),

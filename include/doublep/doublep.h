@@ -273,6 +273,10 @@ typedef enum dp_refine {
  *                       that sum over the clusters that are left is at most one per query head
  *     DP_REFINE_TOP_P:  the smallest set with E + mass >= p2 * T
  *   the others of the set contribute exp(m_i) * v_i; clusters outside it are dropped.
+ * Inside a cluster values go with keys, so that v_i should move with the query. It moves alike in all clusters of a segment
+ * and does not average out; so a segment of 4096 tokens or more adds sum_i exp(m_i) * scale * C (q - q0), over its clusters
+ * of more than one token that contribute by v_i, with C the mean over tokens of (v - v_i)(k - c_i)' (q0 = 0 without
+ * queries).
  * The query heads of a KV head share the union of their sets. Sources: arXiv 2602.05191 for the two stages. g is the
  * log of the mean of exp(deviation) of s_i logits that spread normally: the second cumulant, frozen where a sample of
  * that size has no larger deviations (Derrida's random energy model, Phys. Rev. B 24, 2613). Errors of different
@@ -294,6 +298,7 @@ typedef struct dp_attention_params {
     int32_t exact_mass;   /* 1 (default): E counts in T and in the targets; 0: top-p over the clusters alone (the
                              paper's form) */
     int32_t keep_dropped; /* 0 (default); 1: clusters outside the p1 set keep their estimated mass in the denominator */
+    int32_t slope;        /* 1 (default) or 0: leave C out (the paper's form) */
 } dp_attention_params;
 
 DP_API void dp_attention_params_init(dp_attention_params *params);

@@ -129,7 +129,7 @@ static void add_slope(const dp_step *step, const dp_head_step *h, const dp_segme
                       gather_scratch *scratch, float *values)
 {
     const dp_row_format *const f = &step->sequence->format;
-    for (size_t first = 0; segment->has_slope && first < f->key_dim; first += BATCH_ROWS) {
+    for (size_t first = 0; segment->has_slope && step->params.slope && first < f->key_dim; first += BATCH_ROWS) {
         const size_t n = f->key_dim - first < BATCH_ROWS ? f->key_dim - first : BATCH_ROWS;
         for (size_t i = 0; i < n; i++) scratch->values[i] = segment->slope + (first + i) * f->value_dim;
         for (size_t r = 0; r < step->rows; r++)

@@ -16,6 +16,7 @@ void dp_attention_params_init(dp_attention_params *params)
     params->min_context = 2048;
     params->dispersion = 1;
     params->exact_mass = 1;
+    params->slope = 1;
 }
 
 void dp_attention_params_init_paper(dp_attention_params *params)
@@ -26,6 +27,7 @@ void dp_attention_params_init_paper(dp_attention_params *params)
     params->p2 = 0.7f;
     params->dispersion = 0;
     params->exact_mass = 0;
+    params->slope = 0;
 }
 
 void dp_attention_stats_init(dp_attention_stats *stats)

@@ -127,7 +127,7 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
             }
         }
         flags += segment->n_panels * DP_PANEL;
-        if (segment->has_slope && h->n_estimated > estimated_before)
+        if (segment->has_slope && step->params.slope && h->n_estimated > estimated_before)
             h->counts.bytes_means += f->key_dim * (f->value_dim + sizeof(float));
         /* panels; size, spread and limit; offsets; mean_key */
         h->counts.bytes_centroids +=

@@ -189,6 +189,45 @@ START_TEST(options_do_what_they_say)
 }
 END_TEST
 
+/* Values that go with their keys move a cluster's weighted mean value as the query moves: alike in all clusters, so that
+ * only the slope sees it. Outliers apart, nothing is read token by token here. */
+START_TEST(slope_follows_the_query)
+{
+    rng r = {77};
+    cache c = cache_create(&r, TOKENS, 1, DIM, DIM, DP_F32);
+    for (size_t t = 0; t < TOKENS; t++) /* v = a rotation of k, and noise */
+        for (size_t j = 0; j < DIM; j++) c.v[t * DIM + j] = 0.3f * c.k[t * DIM + (j + 5) % DIM] + 0.02f * rng_normal(&r);
+    dp_runtime *const rt = runtime_with(2, DP_ISA_AUTO);
+    dp_sequence_config config = sequence_config(&c, 2, DP_F32);
+    dp_sequence *s;
+    ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
+    float q[2 * DIM], ref[2 * DIM], lse[2], out[2][2 * DIM], asked[10 * 2 * DIM];
+    for (size_t i = 0; i < 10 * 2 * DIM; i++) asked[i] = 0.2f * rng_normal(&r);
+    if (_i) ck_assert_int_eq(dp_observe_queries(s, 0, 10, asked), DP_OK);
+    append(s, &c, 0, TOKENS, 500);
+    ck_assert_int_eq(dp_build_index(s, 0), DP_OK);
+    for (size_t i = 0; i < 2 * DIM; i++) q[i] = 0.3f * rng_normal(&r);
+    reference_attention(&c, 2, 0.125f, 1, q, ref, lse);
+    dp_attention_stats stats[2];
+    for (int slope = 0; slope < 2; slope++) {
+        dp_attention_params params;
+        dp_attention_params_init(&params);
+        params.p1 = 1;
+        params.epsilon = 1;
+        params.slope = slope;
+        dp_attention_stats_init(&stats[slope]);
+        ck_assert_int_eq(dp_decode(s, 0, 1, q, &params, out[slope], NULL, &stats[slope]), DP_OK);
+        ck_assert_uint_eq(stats[slope].clusters_refined, 0);
+    }
+    const double without = relative_error(out[0], ref, 2 * DIM), with = relative_error(out[1], ref, 2 * DIM);
+    ck_assert_double_lt(with, 0.5 * without);
+    ck_assert_uint_eq(stats[1].bytes - stats[0].bytes, DIM * (DIM + sizeof(float))); /* of the one segment */
+    dp_sequence_free(s);
+    dp_runtime_free(rt);
+    cache_free(&c);
+}
+END_TEST
+
 int main(void)
 {
     Suite *const suite = suite_create("selection");
@@ -200,6 +239,7 @@ int main(void)
     tcase_add_test(tc, needle_is_found);
     tcase_add_test(tc, longer_sink_and_window_are_exact);
     tcase_add_test(tc, options_do_what_they_say);
+    tcase_add_loop_test(tc, slope_follows_the_query, 0, 2);
     suite_add_tcase(suite, tc);
     return run_suite(suite);
 }
