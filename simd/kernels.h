@@ -73,7 +73,7 @@ typedef float (*dp_cluster_logits_fn)(float *x, const uint16_t *size, const uint
 
 /* Stage 1, second half, per cluster i with y = exp(x[i] - max) (max finite or -Inf, as in exp_sum):
  *   mass[i]  = size[i] * y                                          estimated mass, in units of exp(max)
- *   error[i] = mass[i]^2 * min(expm1(2 * variance * spread[i]), size[i] - 1)  expected squared error of leaving the cluster
+ *   error[i] = mass[i]^2 * min(expm1(2 * variance * spread[i]), size[i])  expected squared error of leaving the cluster
  *              approximated: the relative variance of a lognormal weight, which no sample of that size exceeds. The variance
  *              counts twice because queries are no random directions: they point at what they look for
  * size[i] = 0 gives zeros; error may be 0 where y is below 2^-60. Returns the sum of mass. mass may be x. Relative error

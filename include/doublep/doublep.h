@@ -268,7 +268,7 @@ typedef enum dp_refine {
  *   stage 1 keeps the smallest set of clusters with E + mass >= p1 * T
  *   stage 2 refines, token by token, of that set:
  *     DP_REFINE_BUDGET: with the expected squared error of leaving a cluster approximated,
- *                         e_i = exp(2 m_i) min(exp(2 sigma_i^2) - 1, s_i - 1),
+ *                         e_i = exp(2 m_i) min(exp(2 sigma_i^2) - 1, s_i),
  *                       clusters in order of the sum over the group's query heads of e_i / (epsilon * T)^2 per token, until
  *                       that sum over the clusters that are left is at most one per query head
  *     DP_REFINE_TOP_P:  the smallest set with E + mass >= p2 * T

@@ -35,8 +35,7 @@ DP_INLINE __m256 bounded_expm1(__m256 x)
 static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *spread, size_t n, float max,
                           float variance, float *mass, float *error)
 {
-    const __m256 origin = _mm256_set1_ps(max == -INFINITY ? 0 : max), factor = _mm256_set1_ps(2.0f * variance),
-                 one = _mm256_set1_ps(1);
+    const __m256 origin = _mm256_set1_ps(max == -INFINITY ? 0 : max), factor = _mm256_set1_ps(2.0f * variance);
     __m256 sum = _mm256_setzero_ps();
     for (size_t i = 0; i < n; i += 8) {
         const size_t left = n - i;
@@ -49,7 +48,7 @@ static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *
         const __m256 counts = _mm256_and_ps(real, _mm256_cmp_ps(y, _mm256_set1_ps(0x1p-60f), _CMP_NLT_UQ));
         const __m256 counted = _mm256_and_ps(counts, m);
         const __m256 e = _mm256_mul_ps(_mm256_mul_ps(counted, counted),
-                                       _mm256_min_ps(_mm256_sub_ps(s, one), growth));
+                                       _mm256_min_ps(s, growth));
         dp_store_first(mass + i, left, m);
         dp_store_first(error + i, left, _mm256_and_ps(real, e));
         sum = _mm256_add_ps(sum, m);

@@ -35,8 +35,7 @@ DP_INLINE __m512 bounded_expm1(__m512 x)
 static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *spread, size_t n, float max,
                           float variance, float *mass, float *error)
 {
-    const __m512 origin = _mm512_set1_ps(max == -INFINITY ? 0 : max), factor = _mm512_set1_ps(2.0f * variance),
-                 one = _mm512_set1_ps(1);
+    const __m512 origin = _mm512_set1_ps(max == -INFINITY ? 0 : max), factor = _mm512_set1_ps(2.0f * variance);
     __m512 sum = _mm512_setzero_ps();
     for (size_t i = 0; i < n; i += 16) {
         const __mmask16 mask = dp_mask16(n - i);
@@ -50,7 +49,7 @@ static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *
         const __m512 square = _mm512_maskz_mul_ps(counts, m, m);
         _mm512_mask_storeu_ps(mass + i, mask, m);
         _mm512_mask_storeu_ps(error + i, mask,
-                              _mm512_maskz_mul_ps(real, square, _mm512_min_ps(_mm512_sub_ps(s, one), growth)));
+                              _mm512_maskz_mul_ps(real, square, _mm512_min_ps(s, growth)));
         sum = _mm512_add_ps(sum, m);
     }
     return _mm512_reduce_add_ps(sum);

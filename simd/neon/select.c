@@ -31,7 +31,7 @@ DP_INLINE float32x4_t bounded_expm1(float32x4_t x)
 static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *spread, size_t n, float max,
                           float variance, float *mass, float *error)
 {
-    const float32x4_t origin = vdupq_n_f32(max == -INFINITY ? 0 : max), one = vdupq_n_f32(1);
+    const float32x4_t origin = vdupq_n_f32(max == -INFINITY ? 0 : max);
     float32x4_t sum = vdupq_n_f32(0);
     for (size_t i = 0; i < n; i += 4) {
         const size_t left = n - i;
@@ -42,7 +42,7 @@ static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *
         const float32x4_t growth = bounded_expm1(vmulq_n_f32(dp_load_first_bf16(spread + i, left), 2.0f * variance));
         /* the square of a tiny y would be denormal, which is slow on some processors; it counts for nothing */
         const float32x4_t counted = dp_keep(vmvnq_u32(vcltq_f32(y, vdupq_n_f32(0x1p-60f))), m);
-        const float32x4_t e = vmulq_f32(vmulq_f32(counted, counted), vminq_f32(vsubq_f32(s, one), growth));
+        const float32x4_t e = vmulq_f32(vmulq_f32(counted, counted), vminq_f32(s, growth));
         dp_store_first(mass + i, left, m);
         dp_store_first(error + i, left, dp_keep(real, e));
         sum = vaddq_f32(sum, m);

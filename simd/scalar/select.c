@@ -35,7 +35,7 @@ static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *
             continue;
         }
         mass[i] = s * expf(x[i] - origin);
-        error[i] = mass[i] * mass[i] * capped(expm1f(2.0f * variance * dp_f32_from_bf16(spread[i])), s - 1);
+        error[i] = mass[i] * mass[i] * capped(expm1f(2.0f * variance * dp_f32_from_bf16(spread[i])), s);
         part[i % 4] += mass[i];
     }
     return (part[0] + part[2]) + (part[1] + part[3]);

@@ -203,8 +203,8 @@ static bool mean_value(const dp_sequence *s, const build *b, dp_segment *seg, ui
     return isfinite(seg->mean_step[c]);
 }
 
-/* Centroid, back in the keys' coordinates, into its panel. */
-static void store_centroid(const dp_queries *queries, const build *b, dp_segment *seg, uint32_t c, float *centroid)
+/* Centroid, back in the keys' coordinates, into its panel; returns the step that it is rounded to. */
+static float store_centroid(const dp_queries *queries, const build *b, dp_segment *seg, uint32_t c, float *centroid)
 {
     const size_t dim = b->kmeans.dim;
     if (queries->settled) dp_queries_restore(queries, dim, centroid);
@@ -213,6 +213,7 @@ static void store_centroid(const dp_queries *queries, const build *b, dp_segment
     float *const steps = (float *)(void *)(panel + DP_PANEL * dim);
     steps[c % DP_PANEL] = quantise(centroid, dim, rounded);
     for (size_t j = 0; j < dim; j++) panel[j / 4 * 64 + c % DP_PANEL * 4 + j % 4] = rounded[j];
+    return steps[c % DP_PANEL];
 }
 
 /* Adds the cluster's token-weighted covariance of keys (less the centroid, in their metric) and values to the sums. */
@@ -264,9 +265,10 @@ static void describe_cluster(const dp_sequence *s, const dp_queries *queries, bu
     }
     if (seg->has_slope && n > 1) add_covariance(s, b, seg, c, centroid);
     if (n == 1) squares *= 0.0f; /* rounding of the weight; NaN stays */
-    store_centroid(queries, b, seg, c, centroid);
+    /* Rounding moves a key from its centroid, too: a token that stands alone and has much of the mass is worth its row. */
+    const float step = store_centroid(queries, b, seg, c, centroid), rounding = step * step / 12.0f;
     /* A spread of NaN makes every step read all rows, so that a NaN shows as in dense attention. */
-    const float spread = finite ? squares / (float)n / (float)p->dim : NAN;
+    const float spread = finite ? squares / (float)n / (float)p->dim + rounding : NAN;
     const float limit = sqrtf(2.0f * fmaxf(logf(size), 0.0f));
     kernels->from_f32[DP_BF16](seg->size + c, &size, 1);
     kernels->from_f32[DP_BF16](seg->spread + c, &spread, 1);

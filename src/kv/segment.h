@@ -19,7 +19,8 @@ typedef struct dp_segment {
     int8_t *panels;        /* centroids less mean_key, laid out as score_panels wants them */
     uint16_t *size;        /* bf16 [n_panels * DP_PANEL] tokens in the cluster; with known queries, how many of them
                               count: exp(entropy of the tokens' weights). See index/build.h */
-    uint16_t *spread;      /* bf16 likewise: dispersion, mean over tokens and dimensions of (k - centroid)^2 */
+    uint16_t *spread;      /* bf16 likewise: dispersion, mean over tokens and dimensions of (k - centroid)^2,
+                              rounding to int8 included */
     uint16_t *limit;       /* bf16 likewise: sqrt(2 log size): up to so many standard deviations a cluster's mass grows
                               like a normal distribution's, see cluster_logits in simd/kernels.h */
     int8_t *mean_values;   /* [n_clusters][value_dim], in units of */

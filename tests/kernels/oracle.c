@@ -97,8 +97,8 @@ oracle_cluster oracle_cluster_mass(float x, float size, float spread, float max,
     c.y = oracle_exp(x, max);
     c.mass = size * c.y;
     c.growth = expm1(2 * (double)variance * spread);
-    if (c.growth > (double)size - 1)
-        c.growth = (double)size - 1;
+    if (c.growth > (double)size)
+        c.growth = (double)size;
     c.error = c.mass * c.mass * c.growth;
     return c;
 }

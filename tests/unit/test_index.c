@@ -94,10 +94,11 @@ static void check_segment(const dp_segment *seg, const dp_row_format *f, const c
         rows += n;
         const expected_cluster e = expected_of(seg, c, kv_head, cl, a);
         ck_assert_double_eq_tol((double)bf16(seg->size[cl]), e.size, e.size / 250);
-        ck_assert_double_eq_tol((double)bf16(seg->spread[cl]), e.spread, e.spread / 200 + 1e-6);
-        ck_assert_double_eq_tol((double)bf16(seg->limit[cl]), sqrt(2 * log(e.size)), sqrt(2 * log(e.size)) / 100 + 1e-3);
+                ck_assert_double_eq_tol((double)bf16(seg->limit[cl]), sqrt(2 * log(e.size)), sqrt(2 * log(e.size)) / 100 + 1e-3);
         const int8_t *const panel = seg->panels + cl / DP_PANEL * dp_panel_bytes(f->key_dim);
         const float step = ((const float *)(const void *)(panel + DP_PANEL * f->key_dim))[cl % DP_PANEL];
+        const double spread = e.spread + (double)step * (double)step / 12;
+        ck_assert_double_eq_tol((double)bf16(seg->spread[cl]), spread, spread / 200 + 1e-6);
         double largest = 0;
         for (size_t j = 0; j < f->key_dim; j++) {
             const double stored = (double)step * panel[j / 4 * 64 + cl % DP_PANEL * 4 + j % 4];
@@ -204,7 +205,7 @@ START_TEST(outliers_stand_alone)
         for (uint32_t cl = 0; cl < seg->n_clusters; cl++) {
             if (dp_segment_size(seg, cl) != 1) continue;
             singles++;
-            ck_assert_float_eq(bf16(seg->spread[cl]), 0);
+            ck_assert_float_lt(bf16(seg->spread[cl]), 0.01f); /* of rounding; keys have a variance of 1 to 81 */
             const uint32_t t = seg->token[seg->offset[cl]] + 4u;
             alone += t >= 100 && (t - 100) % 150 == 0 && t < 850;
         }
