@@ -1,28 +1,6 @@
 #!/bin/sh
 # The benchmark as a user meets it: figures, JSON, picture, recordings, messages. Usage: bench.sh DOUBLEP DATA
-set -u
-doublep=$1
-model=$2/needle-12m.q8_0.gguf
-work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
-failed=0
-
-# expect STATUS PATTERN ARGUMENT...: the exit status, and an extended regular expression that stdout or stderr has.
-expect() {
-    status=$1 pattern=$2
-    shift 2
-    "$doublep" "$@" >"$work/out" 2>"$work/err" </dev/null
-    got=$?
-    if [ "$got" -ne "$status" ]; then
-        echo "FAIL: doublep $* ended with status $got, must be $status"
-        cat "$work/err"
-        failed=1
-    elif ! cat "$work/out" "$work/err" | grep -Eq -e "$pattern"; then
-        echo "FAIL: doublep $* printed no '$pattern' but:"
-        cat "$work/out" "$work/err"
-        failed=1
-    fi
-}
+. "$(dirname "$0")/expect.sh"
 
 # Bad arguments.
 expect 2 'shape is "7x2x64"' bench --shape 7x2x64
