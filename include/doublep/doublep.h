@@ -27,7 +27,10 @@
  * as in new ones; threads that the child starts have teams. What other threads were doing at the time of the fork() is
  * undefined in the child: while they are inside the library, the child may only exec or _exit.
  *
- * NaN and Inf in queries, keys or values are not an error: they propagate to the output as in dense attention.
+ * NaN and Inf in queries, keys or values are not an error: they show as in dense attention. Where that has a number the
+ * output is one, sparse or not, and elsewhere it is NaN or Inf: a step that meets one reads all rows of the KV head. So a
+ * logit of -Inf masks a key; a query with no other has NaN as its output and -Inf as its log-sum-exp. Logits are f32: one
+ * beyond its range is infinite, and +Inf makes the query's output NaN. Finite logits are safe, whatever their magnitude.
  *
  * Structs that a caller fills start with struct_size; fill them with their *_init function first, then change fields.
  * Fields are only ever added at the end, so that a program built against an older header keeps working. */
@@ -202,6 +205,7 @@ DP_API dp_status dp_sequence_set_dense(dp_sequence *sequence, uint32_t layer, in
  * This is also where the index grows: before the new tokens are added, tokens that wait outside the window are
  * clustered, in whole segments of segment_tokens while appends are long (64 tokens or more: a prompt), and once
  * pending_tokens wait when they are short (decoding); KV heads and layers take turns, so that no step bears all of it.
+ * How a prompt is cut into appends of 64 tokens or more makes no difference to the results once the index is built.
  * An append never clusters its own tokens, nor the last `window` before. Where the clustered tokens end in a segment of less
  * than 16 clusters, it is clustered anew with the tokens that follow. Memory for tokens and index is allocated only
  * here, in dp_build_index and in dp_sequence_truncate.
