@@ -173,6 +173,8 @@ typedef struct dp_sequence_config {
                                        keys; default 0.5, 0 to 0.99; 0: plain distance (the paper's form) */
     float query_origin;             /* share of the mean query at which a cluster's statistics are taken; default 1, 0 to
                                        1; 0: plain means (the paper's form) */
+    int32_t borrowed;               /* 0 (default): the sequence keeps the rows of keys and values; 1: the caller does, see
+                                       dp_borrow */
 } dp_sequence_config;
 
 DP_API void dp_sequence_config_init(dp_sequence_config *config);
@@ -209,7 +211,9 @@ DP_API dp_status dp_sequence_set_dense(dp_sequence *sequence, uint32_t layer, in
  * An append never clusters its own tokens, nor the last `window` before. Where the clustered tokens end in a segment of less
  * than 16 clusters, it is clustered anew with the tokens that follow. Memory for tokens and index is allocated only
  * here, in dp_build_index and in dp_sequence_truncate.
- * Errors: DP_ERR_INVALID (n_tokens = 0, layer out of range, more than 2^32 - 1 tokens), DP_ERR_NO_MEMORY. */
+ * Borrowed rows: k and v are NULL, the strides without meaning; the rows are in the caller's memory (dp_borrow) already.
+ * Errors: DP_ERR_INVALID (n_tokens = 0, layer out of range, more than 2^32 - 1 tokens; borrowed rows: k or v, no room for
+ * so many tokens, a block that is not of the pool), DP_ERR_NO_MEMORY. */
 DP_API dp_status dp_append(dp_sequence *sequence, uint32_t layer, size_t n_tokens, const float *k, size_t k_stride,
                            const float *v, size_t v_stride);
 
@@ -230,6 +234,59 @@ DP_API dp_status dp_build_index(dp_sequence *sequence, uint32_t layer);
  * undone). */
 DP_API dp_status dp_sequence_truncate(dp_sequence *sequence, uint32_t layer, uint64_t n_tokens);
 
+/* ---- Borrowed rows ----
+ * For a cache that is there already: the caller keeps keys and values in memory of its own, of the sequence's type, and
+ * the sequence (config.borrowed = 1) has nothing but the index over them. All calls are the same and give the same bits as
+ * over rows of the sequence's own; only that the rows of a cluster lie scattered in memory.
+ *
+ * Rows are strided, or in blocks of a pool that a page table lists. The elements of a row follow each other; the row of
+ * token t of KV head h is, in bytes, at
+ *     k + t * k_token_stride + h * k_head_stride                                                           without a table
+ *     k + block_table[t / block_tokens] * k_block_stride + t % block_tokens * k_token_stride + h * k_head_stride  with one
+ * and likewise in v. So a cache of ggml is borrowed as it is, with nb[1] and nb[2] as strides (values not transposed: flash
+ * attention on), and one of vLLM by its block table, in either order of heads and tokens in a block. A block may be in the
+ * tables of any number of sequences.
+ *
+ * Ownership. The memory and the table stay the caller's; no call writes to them. dp_append, dp_build_index, dp_prefill,
+ * dp_decode, dp_decode_batch and dp_sequence_read read them: during such a call they must be there, and nobody may change
+ * the rows of the sequence's tokens nor the table, from any thread. No other call touches them: between calls memory may
+ * move (call dp_borrow with the new place before the next of these calls), and the memory may be freed before the sequence.
+ * Rows must be written before dp_append adds their tokens, and from then on stay as they are, or dp_rows_changed must be
+ * told; entries of the table may change as long as each token keeps its row's contents (a block that is copied or swapped).
+ *
+ * A fork borrows the same memory through the same table until dp_borrow gives it another: it must before either of the two
+ * appends, or both would write to one place; with a page table the blocks of the common tokens stay shared. Changed rows
+ * are told to every sequence that borrows them. dp_sequence_truncate makes no difference to the caller's memory. */
+typedef struct dp_borrowed_rows {
+    uint32_t struct_size;
+    uint32_t block_tokens;       /* tokens of a block, 1 or more, any number; 0 without a table */
+    const void *k, *v;           /* rows of token 0, or of the pool's first token, of KV head 0; aligned to the type, as
+                                    all strides are */
+    size_t k_token_stride, v_token_stride; /* bytes; 0: n_kv_heads rows */
+    size_t k_head_stride, v_head_stride;   /* bytes; 0: one row */
+    size_t k_block_stride, v_block_stride; /* bytes; 0: block_tokens times the stride of a token; without a table 0 */
+    const int32_t *block_table;  /* NULL: no table. Else the blocks of tokens 0 .. block_tokens - 1, and so on: at least
+                                    as many as the sequence's tokens have */
+    uint32_t n_blocks;           /* of the pool: entries are in [0, n_blocks); 0 without a table */
+    uint64_t n_tokens;           /* that there is room for: dp_append does not go beyond */
+} dp_borrowed_rows;
+
+DP_API void dp_borrowed_rows_init(dp_borrowed_rows *rows);
+
+/* Says where a layer's rows are: before its first tokens, and again whenever memory or table have moved or grown; the rows
+ * of the tokens that the layer has must be the same in the new place. Copies the struct, not what it points to. Allocates
+ * nothing, takes no lock; with a table it looks at the entries of the layer's tokens.
+ * Errors: DP_ERR_INVALID (the sequence keeps its own rows, layer out of range, a NULL, strides below a row or not aligned,
+ * room for less than the layer's tokens, a block that is not of the pool). */
+DP_API dp_status dp_borrow(dp_sequence *sequence, uint32_t layer, const dp_borrowed_rows *rows);
+
+/* Rows of tokens from .. to - 1 have changed, in one layer, or in all where layer is DP_ALL_LAYERS. Right at once: clusters
+ * of the segments with such tokens (up to segment_tokens of them each) are given up, and all tokens of these are read
+ * exactly, until they are clustered anew: all by the next long append (a prompt's), or by dp_build_index; or one segment,
+ * of one KV head, by each short append. Allocates nothing. The statistics of the queries stay.
+ * Errors: DP_ERR_INVALID (the sequence keeps its own rows, layer out of range, from > to, a layer with fewer tokens). */
+DP_API dp_status dp_rows_changed(dp_sequence *sequence, uint32_t layer, uint64_t from, uint64_t to);
+
 /* Reads back tokens first .. first + n - 1 of one KV head as f32, in token order: k[n][key_dim], v[n][value_dim];
  * either may be NULL. Slow: for tests and tools. Errors: DP_ERR_INVALID. */
 DP_API dp_status dp_sequence_read(const dp_sequence *sequence, uint32_t layer, uint32_t kv_head, uint64_t first,
@@ -238,7 +295,7 @@ DP_API dp_status dp_sequence_read(const dp_sequence *sequence, uint32_t layer, u
 typedef struct dp_memory {
     uint32_t struct_size;
     uint64_t plain_bytes;    /* tokens * (key_dim + value_dim) * element size, over all layers and KV heads */
-    uint64_t row_bytes;      /* keys and values */
+    uint64_t row_bytes;      /* keys and values; 0 where they are borrowed */
     uint64_t index_bytes;    /* centroids, mean values, sizes, dispersions, token numbers */
     uint64_t reserved_bytes; /* all memory that the sequence holds, slack included: at most 1.15 times plain_bytes at 16
                                 tokens per cluster once an indexed 16-bit cache has 64 MiB or more, with key_dim and

@@ -53,9 +53,10 @@ typedef struct batch {
     size_t n, first_row;
 } batch;
 
-static batch list_batch(const dp_row_format *f, const dp_piece *pieces, size_t last, cursor *at, const void **keys,
+static batch list_batch(const dp_row_format *f, const dp_head_step *head, size_t last, cursor *at, const void **keys,
                         const void **values)
 {
+    const dp_piece *const pieces = head->pieces;
     const size_t fitting = BATCH_BYTES / (f->key_bytes + f->value_bytes);
     const size_t most = fitting < BATCH_ROWS ? fitting : BATCH_ROWS;
     batch b = {0};
@@ -64,11 +65,8 @@ static batch list_batch(const dp_row_format *f, const dp_piece *pieces, size_t l
     while (at->piece < last && pieces[at->piece].first_row == b.first_row && b.n < most) {
         const dp_piece *const piece = &pieces[at->piece];
         const size_t left = piece->n - at->row, n = left < most - b.n ? left : most - b.n;
-        const char *k = piece->k + at->row * f->key_bytes, *v = piece->v + at->row * f->value_bytes;
-        for (size_t i = 0; i < n; i++, k += f->key_bytes, v += f->value_bytes) {
-            keys[b.n + i] = k;
-            values[b.n + i] = v;
-        }
+        const dp_run run = dp_run_from(piece->run, f, at->row);
+        dp_run_list(&run, f, &head->head->view, n, keys + b.n, values + b.n);
         b.n += n;
         at->row += n;
         if (n == left) *at = (cursor){.piece = at->piece + 1};
@@ -83,8 +81,8 @@ static size_t list_start(dp_gather_task task, const void **keys, const void **va
     if (!task.head) return 0;
     const dp_item *const item = &task.head->items[task.item];
     if (!item->estimated)
-        return list_batch(&task.step->sequence->format, task.head->pieces, item->last, &(cursor){.piece = item->first},
-                          keys, values)
+        return list_batch(&task.step->sequence->format, task.head, item->last, &(cursor){.piece = item->first}, keys,
+                          values)
             .n;
     size_t n = 0;
     for (size_t i = item->first; i < item->last && n < BATCH_ROWS; i++, n++) {
@@ -104,9 +102,9 @@ static void gather_pieces(dp_gather_task task, dp_gather_task next_task, float *
     const dp_kernels *const kernels = step->kernels;
     const void **const keys = scratch->keys, **const values = scratch->values;
     cursor at = {.piece = item->first};
-    batch now = list_batch(f, h->pieces, item->last, &at, keys, values);
+    batch now = list_batch(f, h, item->last, &at, keys, values);
     while (now.n) {
-        const batch next = list_batch(f, h->pieces, item->last, &at, keys + now.n, values + now.n);
+        const batch next = list_batch(f, h, item->last, &at, keys + now.n, values + now.n);
         const size_t ahead = next.n ? next.n : list_start(next_task, keys + now.n, values + now.n);
         const size_t rows = step->rows - now.first_row;
         float *const state = partial + 2 * now.first_row;

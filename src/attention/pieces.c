@@ -27,26 +27,32 @@ size_t dp_pieces_capacity(const dp_step *step, const dp_head *head)
 {
     size_t n = ceil_div(head->sink.n, DP_PIECE_ROWS) + ceil_div(head->tail.n, DP_PIECE_ROWS) + step->n_queries + 2;
     for (uint32_t s = 0; s < head->n_segments; s++)
-        n += head->segments[s].n_clusters + head->segments[s].n_tokens / DP_PIECE_ROWS;
+        n += head->segments[s].n_clusters + head->segments[s].n_tokens / DP_PIECE_ROWS + 1;
     return n;
+}
+
+/* Tokens that are in no cluster: sink, tail, stale segments. */
+static size_t exact_tokens(const dp_step *step, const dp_head *head)
+{
+    return (size_t)(step->layer->n_tokens - head->clustered);
 }
 
 size_t dp_items_capacity(const dp_step *step, const dp_head *head)
 {
-    return most_items(step, head->sink.n + head->tail.n) + most_items(step, head->clustered) +
+    return most_items(step, exact_tokens(step, head)) + most_items(step, head->clustered) +
            head->n_panels * DP_PANEL / ESTIMATED_PER_ITEM + 1;
 }
 
-static void add_piece(dp_head_step *head, const char *k, const char *v, size_t n, size_t first_row)
+static void add_piece(dp_head_step *head, dp_run run, size_t n, size_t first_row)
 {
-    head->pieces[head->n_pieces++] = (dp_piece){.k = k, .v = v, .n = (uint32_t)n, .first_row = (uint32_t)first_row};
+    head->pieces[head->n_pieces++] = (dp_piece){.run = run, .n = (uint32_t)n, .first_row = (uint32_t)first_row};
 }
 
-/* Adds n rows that follow each other as pieces. */
-static void add_run(const dp_row_format *f, dp_head_step *head, const char *k, const char *v, size_t n)
+/* Adds the n rows of a run as pieces. */
+static void add_run(const dp_row_format *f, dp_head_step *head, dp_run run, size_t n)
 {
     for (size_t i = 0; i < n; i += DP_PIECE_ROWS)
-        add_piece(head, k + i * f->key_bytes, v + i * f->value_bytes, n - i < DP_PIECE_ROWS ? n - i : DP_PIECE_ROWS, 0);
+        add_piece(head, dp_run_from(run, f, i), n - i < DP_PIECE_ROWS ? n - i : DP_PIECE_ROWS, 0);
 }
 
 /* Adds rows in token order. The call's own tokens after the first are not seen by the queries before them: each is a
@@ -54,14 +60,15 @@ static void add_run(const dp_row_format *f, dp_head_step *head, const char *k, c
 static void add_ordered(const dp_step *step, dp_head_step *head, const dp_rows *rows, uint64_t first_token)
 {
     const dp_row_format *const f = &step->sequence->format;
+    const dp_run run = dp_rows_run(rows, first_token);
     const uint64_t seen_by_all = step->layer->n_tokens - step->n_queries + 1; /* tokens before this number */
     size_t n = 0;
     if (first_token < seen_by_all)
         n = seen_by_all - first_token < rows->n ? (size_t)(seen_by_all - first_token) : rows->n;
-    add_run(f, head, rows->k, rows->v, n);
+    add_run(f, head, run, n);
     for (size_t i = n; i < rows->n; i++) {
         const size_t query = (size_t)(first_token + i - seen_by_all + 1);
-        add_piece(head, rows->k + i * f->key_bytes, rows->v + i * f->value_bytes, 1, query * step->sequence->group);
+        add_piece(head, dp_run_from(run, f, i), 1, query * step->sequence->group);
     }
 }
 
@@ -85,17 +92,19 @@ void dp_pieces_exact(const dp_step *step, dp_head_step *h)
     const dp_row_format *const f = &step->sequence->format;
     h->n_pieces = h->n_items = h->n_estimated = 0;
     add_ordered(step, h, &h->head->sink, 0);
+    for (uint32_t s = 0; s < h->head->n_segments && h->head->n_stale; s++)
+        if (dp_segment_stale(&h->head->segments[s]))
+            add_run(f, h, dp_run_in_order(h->head->segments[s].first_token), h->head->segments[s].n_tokens);
     add_ordered(step, h, &h->head->tail, step->layer->n_tokens - h->head->tail.n);
     cut_items(step, h, 0);
     h->n_exact_items = h->n_items;
-    h->counts = (dp_head_counts){.tokens_exact = h->head->sink.n + h->head->tail.n};
+    h->counts = (dp_head_counts){.tokens_exact = exact_tokens(step, h->head)};
     h->counts.bytes_rows = h->counts.tokens_exact * (f->key_bytes + f->value_bytes);
 }
 
 static void add_cluster(const dp_row_format *f, dp_head_step *h, const dp_segment *segment, uint32_t cluster)
 {
-    add_run(f, h, dp_segment_keys(segment, f, cluster), dp_segment_values(segment, f, cluster),
-            dp_segment_size(segment, cluster));
+    add_run(f, h, dp_segment_run(segment, f, cluster), dp_segment_size(segment, cluster));
 }
 
 void dp_pieces_all(const dp_step *step, dp_head_step *h)
@@ -126,6 +135,7 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
                 h->estimated[h->n_estimated++] = (dp_estimated){.segment = s, .cluster = c};
             }
         }
+        if (dp_segment_stale(segment)) continue;
         flags += segment->n_panels * DP_PANEL;
         if (segment->has_slope && step->params.slope && h->n_estimated > estimated_before)
             h->counts.bytes_means += f->key_dim * (f->value_dim + sizeof(float));

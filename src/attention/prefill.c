@@ -108,18 +108,33 @@ static void attend_block(block *b, int64_t ahead)
     b->n = 0;
 }
 
-/* Adds n rows that every query sees to the block, attending whenever it is full. */
-static void add_seen(block *b, const char *k, const char *v, size_t n)
+/* Puts the first n rows of a run, for which there must be room, behind those in the block. */
+static void load_rows(block *b, const dp_run *run, size_t n)
 {
     const dp_row_format *const f = &b->job->sequence->format;
-    const dp_kernels *const kernels = &b->job->sequence->runtime->kernels;
+    const dp_to_f32_fn to_f32 = b->job->sequence->runtime->kernels.to_f32[f->type];
+    float *const k = b->keys + b->n * f->key_dim, *const v = b->values + b->n * f->value_dim;
+    b->n += n;
+    if (run->k) {
+        to_f32(k, run->k, n * f->key_dim);
+        to_f32(v, run->v, n * f->value_dim);
+        return;
+    }
+    const void *keys[KEY_BLOCK], *values[KEY_BLOCK];
+    dp_run_list(run, f, &b->head->view, n, keys, values);
+    for (size_t i = 0; i < n; i++) {
+        to_f32(k + i * f->key_dim, keys[i], f->key_dim);
+        to_f32(v + i * f->value_dim, values[i], f->value_dim);
+    }
+}
+
+/* Adds n rows that every query sees to the block, attending whenever it is full. */
+static void add_seen(block *b, dp_run run, size_t n)
+{
     while (n) {
         const size_t take = n < KEY_BLOCK - b->n ? n : KEY_BLOCK - b->n;
-        kernels->to_f32[f->type](b->keys + b->n * f->key_dim, k, take * f->key_dim);
-        kernels->to_f32[f->type](b->values + b->n * f->value_dim, v, take * f->value_dim);
-        b->n += take;
-        k += take * f->key_bytes;
-        v += take * f->value_bytes;
+        load_rows(b, &run, take);
+        run = dp_run_from(run, &b->job->sequence->format, take);
         n -= take;
         if (b->n == KEY_BLOCK) attend_block(b, INT32_MAX);
     }
@@ -134,16 +149,14 @@ static void add_ordered(block *b, const dp_rows *rows, uint64_t first_token)
     const size_t n = end - first_token < rows->n ? (size_t)(end - first_token) : rows->n;
     const size_t before = first_token < b->first_token ? (size_t)(b->first_token - first_token) : 0;
     const size_t seen = before < n ? before : n;
-    add_seen(b, rows->k, rows->v, seen);
+    const dp_run run = dp_rows_run(rows, first_token);
+    add_seen(b, run, seen);
     if (seen == n) return;
     if (b->n) attend_block(b, INT32_MAX);
     for (size_t i = seen; i < n;) {
         const size_t take = n - i < KEY_BLOCK ? n - i : KEY_BLOCK;
-        b->n = 0;
-        b->job->sequence->runtime->kernels.to_f32[f->type](b->keys, rows->k + i * f->key_bytes, take * f->key_dim);
-        b->job->sequence->runtime->kernels.to_f32[f->type](b->values, rows->v + i * f->value_bytes,
-                                                           take * f->value_dim);
-        b->n = take;
+        const dp_run rest = dp_run_from(run, f, i);
+        load_rows(b, &rest, take);
         attend_block(b, (int64_t)b->first_token - (int64_t)(first_token + i));
         i += take;
     }
@@ -183,9 +196,9 @@ static void prefill_worker(void *argument, int thread, int n_threads)
         add_ordered(&b, &b.head->sink, 0);
         for (uint32_t i = 0; i < b.head->n_segments; i++) {
             const dp_segment *const segment = &b.head->segments[i];
+            if (dp_segment_stale(segment)) add_seen(&b, dp_run_in_order(segment->first_token), segment->n_tokens);
             for (uint32_t c = 0; c < segment->n_clusters; c++)
-                add_seen(&b, dp_segment_keys(segment, &s->format, c), dp_segment_values(segment, &s->format, c),
-                         dp_segment_size(segment, c));
+                add_seen(&b, dp_segment_run(segment, &s->format, c), dp_segment_size(segment, c));
         }
         add_ordered(&b, &b.head->tail, job->layer->n_tokens - b.head->tail.n);
         if (b.n) attend_block(&b, INT32_MAX);

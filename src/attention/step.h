@@ -10,10 +10,9 @@
 #include "memory/scratch.h"
 #include "runtime/team.h"
 
-/* Rows that follow each other in memory and are read together. Query rows before first_row do not see them (causality
- * among the call's own tokens). */
+/* Rows that are read together. Query rows before first_row do not see them (causality among the call's own tokens). */
 typedef struct dp_piece {
-    const char *k, *v;
+    dp_run run;
     uint32_t n;
     uint32_t first_row;
 } dp_piece;
@@ -110,7 +109,7 @@ dp_status dp_step_refuse(const dp_step *step, const char *format, ...) __attribu
 /* pieces.c */
 size_t dp_pieces_capacity(const dp_step *step, const dp_head *head);
 size_t dp_items_capacity(const dp_step *step, const dp_head *head);
-void dp_pieces_exact(const dp_step *step, dp_head_step *head);    /* sink and tail, and their items */
+void dp_pieces_exact(const dp_step *step, dp_head_step *head);    /* all that is not in clusters, and its items */
 void dp_pieces_all(const dp_step *step, dp_head_step *head);      /* every cluster: dense attention */
 void dp_pieces_selected(const dp_step *step, dp_head_step *head); /* by flags */
 

@@ -53,13 +53,24 @@ static const dp_segment *extended(const dp_sequence *s, const dp_head *head, siz
     return small && last->n_tokens + tokens <= s->config.segment_tokens ? last : NULL;
 }
 
+/* Stale segments of a layer are due, too, where it is not dense for good; all of them, or `most` in its first heads that
+ * have any. */
+static size_t due_stale(const dp_sequence *s, uint32_t layer, size_t most)
+{
+    size_t n = 0;
+    for (uint32_t h = 0; h < s->config.n_kv_heads && !s->layers[layer].dense; h++)
+        n += s->layers[layer].heads[h].n_stale;
+    return min_size(n, most);
+}
+
 /* One segment to build. */
 typedef struct build_task {
     dp_head *head;
-    uint32_t segment; /* index in the head, allocated, not counted yet */
-    size_t first_row; /* in the tail */
-    bool extends;     /* begins with the tokens of the segment before it, whose place it will take */
+    uint32_t segment;  /* index in the head, allocated, not counted yet */
+    uint32_t replaces; /* index of the segment whose place it will take, with whose tokens it begins; or none */
+    size_t first_row;  /* of its rows in the tail */
 } build_task;
+static const uint32_t none = UINT32_MAX;
 
 typedef struct build_job {
     dp_sequence *sequence;
@@ -70,6 +81,25 @@ typedef struct build_job {
     size_t scratch_bytes;
     atomic_bool failed;
 } build_job;
+
+/* The task's rows in token order: k[n], v[n]. */
+static void copy_rows(const dp_row_format *f, const build_task *task, char *k, char *v)
+{
+    const dp_head *const head = task->head;
+    const dp_segment *const segment = &head->segments[task->segment];
+    for (size_t i = 0; i < segment->n_tokens && f->borrowed; i++) {
+        const void *key, *value;
+        dp_view_row(&head->view, (uint32_t)(segment->first_token + i), &key, &value);
+        memcpy(k + i * f->key_bytes, key, f->key_bytes);
+        memcpy(v + i * f->value_bytes, value, f->value_bytes);
+    }
+    if (f->borrowed) return;
+    const dp_segment *const before = &head->segments[task->replaces];
+    const size_t n = before->n_tokens, more = segment->n_tokens - n;
+    dp_segment_unpack(before, f, n, k, v);
+    memcpy(k + n * f->key_bytes, head->tail.k, more * f->key_bytes);
+    memcpy(v + n * f->value_bytes, head->tail.v, more * f->value_bytes);
+}
 
 static void build_worker(void *argument, int thread, int n_threads)
 {
@@ -82,17 +112,15 @@ static void build_worker(void *argument, int thread, int n_threads)
         if (!base) base = job->scratch + dp_ticket_take(&job->workers) * job->scratch_bytes;
         dp_scratch scratch = {.base = base, .bytes = job->scratch_bytes};
         dp_segment *const segment = &task->head->segments[task->segment];
-        const dp_rows *const tail = &task->head->tail;
-        const char *k = tail->k + task->first_row * f->key_bytes, *v = tail->v + task->first_row * f->value_bytes;
-        if (task->extends) {
-            const dp_segment *const before = segment - 1;
-            const size_t n = before->n_tokens, more = segment->n_tokens - n;
+        const char *k, *v;
+        if (f->borrowed || task->replaces != none) {
             char *const all_k = dp_scratch_take(&scratch, segment->n_tokens * f->key_bytes);
             char *const all_v = dp_scratch_take(&scratch, segment->n_tokens * f->value_bytes);
-            dp_segment_unpack(before, f, n, all_k, all_v);
-            memcpy(all_k + n * f->key_bytes, k, more * f->key_bytes);
-            memcpy(all_v + n * f->value_bytes, v, more * f->value_bytes);
+            copy_rows(f, task, all_k, all_v);
             k = all_k, v = all_v;
+        } else {
+            k = task->head->tail.k + task->first_row * f->key_bytes;
+            v = task->head->tail.v + task->first_row * f->value_bytes;
         }
         if (!dp_build_segment(job->sequence, &task->head->queries, segment, k, v, &scratch))
             atomic_store(&job->failed, true);
@@ -118,72 +146,100 @@ static bool reserve_segments(const dp_sequence *s, dp_head *head, size_t n)
     return true;
 }
 
-/* Allocates the segments of one head and writes their tasks. */
-static bool plan_head(dp_sequence *s, dp_head *head, uint64_t tail_first, size_t tokens, build_task *tasks,
-                      size_t *n_tasks)
+/* Allocates a segment and adds its task. */
+static bool plan_segment(build_job *job, uint64_t first_token, size_t n, build_task task)
 {
-    if (!reserve_segments(s, head, segments_of(s, tokens))) return false;
-    uint32_t segment = head->n_segments;
+    const dp_sequence *const s = job->sequence;
+    if (!dp_segment_alloc(&task.head->segments[task.segment], s->arenas[task.head->arena], &s->format, first_token, n,
+                          dp_build_clusters(&s->config, n)))
+        return false;
+    job->tasks[job->n_tasks++] = task;
+    return true;
+}
+
+/* Plans the segments of one head: of the tail's first tokens, and up to *stale of those that are stale. */
+static bool plan_head(build_job *job, dp_head *head, uint64_t tail_first, size_t tokens, size_t *stale)
+{
+    const dp_sequence *const s = job->sequence;
+    if (!reserve_segments(s, head, segments_of(s, tokens) + min_size(head->n_stale, *stale))) return false;
+    build_task task = {.head = head, .segment = head->n_segments, .replaces = none};
     const dp_segment *const before = extended(s, head, tokens);
     if (before) {
-        const size_t n = before->n_tokens + tokens;
-        if (!dp_segment_alloc(&head->segments[segment], s->arenas[head->arena], &s->format, before->first_token, n,
-                              dp_build_clusters(&s->config, n)))
-            return false;
-        tasks[(*n_tasks)++] = (build_task){.head = head, .segment = segment, .extends = true};
-        return true;
+        task.replaces = head->n_segments - 1;
+        if (!plan_segment(job, before->first_token, before->n_tokens + tokens, task)) return false;
+        task.segment++;
     }
-    for (size_t first = 0; first < tokens; first += s->config.segment_tokens) {
-        const size_t n = min_size(tokens - first, s->config.segment_tokens);
-        if (!dp_segment_alloc(&head->segments[segment], s->arenas[head->arena], &s->format, tail_first + first, n,
-                              dp_build_clusters(&s->config, n)))
+    for (; !before && task.first_row < tokens; task.first_row += s->config.segment_tokens, task.segment++)
+        if (!plan_segment(job, tail_first + task.first_row, min_size(tokens - task.first_row, s->config.segment_tokens),
+                          task))
             return false;
-        tasks[(*n_tasks)++] = (build_task){.head = head, .segment = segment++, .first_row = first};
+    for (task.replaces = 0; task.replaces < head->n_segments && *stale && head->n_stale; task.replaces++) {
+        const dp_segment *const old = &head->segments[task.replaces];
+        if (!dp_segment_stale(old) || old == before) continue;
+        if (!plan_segment(job, old->first_token, old->n_tokens, task)) return false;
+        task.segment++;
+        --*stale;
     }
     return true;
 }
 
-/* Takes the built segments into account and their tokens out of the tail. Where more came at once than decoding
- * gathers, a prompt has ended: the heads' turns start anew. */
-static void attach(dp_sequence *s, uint32_t layer, uint32_t kv_head, size_t tokens)
+/* Takes a segment that was built into account. Those of a head come in the order of their plan. */
+static void attach(const dp_sequence *s, const build_task *task)
+{
+    dp_head *const head = task->head;
+    const dp_segment *const built = &head->segments[task->segment];
+    head->clustered += built->n_tokens;
+    head->n_panels += built->n_panels;
+    if (task->replaces == none) {
+        head->n_segments++;
+        return;
+    }
+    dp_segment *const old = &head->segments[task->replaces];
+    dp_head_release(s, head, old);
+    *old = *built;
+}
+
+/* Takes clustered tokens out of the tail. Where more came at once than decoding gathers, a prompt has ended: the heads'
+ * turns start anew. */
+static void drop_clustered(dp_sequence *s, uint32_t layer, uint32_t kv_head, size_t tokens)
 {
     dp_head *const head = &s->layers[layer].heads[kv_head];
     if (!tokens) return;
-    if (extended(s, head, tokens)) {
-        dp_segment *const before = &head->segments[--head->n_segments];
-        head->n_panels -= before->n_panels;
-        dp_segment_free(before, s->arenas[head->arena]);
-        *before = before[1];
-    }
-    for (size_t i = segments_of(s, tokens); i > 0; i--) head->n_panels += head->segments[head->n_segments++].n_panels;
-    head->clustered += tokens;
     head->pending_limit =
         tokens > s->config.pending_tokens ? dp_sequence_first_limit(s, layer, kv_head) : s->config.pending_tokens;
     dp_rows_drop(&head->tail, &s->format, tokens);
 }
 
-/* Clusters what is due in layers [first, last). After a failure everything is as it was. */
-static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_fn due, const char *caller)
+/* Clusters what is due in layers [first, last), of each layer's stale segments most_stale. After a failure everything is
+ * as it was. */
+static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_fn due, size_t most_stale,
+                             const char *caller)
 {
     dp_runtime *const rt = s->runtime;
     const uint32_t n_heads = s->config.n_kv_heads;
     size_t n_tasks = 0;
-    for (uint32_t l = first; l < last; l++)
+    for (uint32_t l = first; l < last; l++) {
+        n_tasks += due_stale(s, l, most_stale);
         for (uint32_t h = 0; h < n_heads; h++) n_tasks += segments_of(s, due_in(s, l, h, due));
+    }
     if (!n_tasks) return DP_OK;
 
     build_job job = {.sequence = s};
     const size_t tasks_bytes = (n_tasks * sizeof *job.tasks + 63) & ~(size_t)63;
-    size_t largest = 0, longest = 0; /* tokens of a segment; of one that is extended */
+    size_t largest = 0, copied = 0; /* tokens of a segment; of one whose rows are put together first */
     for (uint32_t l = first; l < last; l++)
         for (uint32_t h = 0; h < n_heads; h++) {
+            const dp_head *const head = &s->layers[l].heads[h];
             const size_t n = due_in(s, l, h, due);
-            const dp_segment *const before = extended(s, &s->layers[l].heads[h], n);
-            if (before && before->n_tokens + n > longest) longest = before->n_tokens + n;
+            const dp_segment *const before = extended(s, head, n);
+            if (before && before->n_tokens + n > copied) copied = before->n_tokens + n;
             if (min_size(n, s->config.segment_tokens) > largest) largest = min_size(n, s->config.segment_tokens);
+            for (uint32_t i = 0; i < head->n_segments && head->n_stale; i++)
+                if (head->segments[i].n_tokens > copied) copied = head->segments[i].n_tokens;
         }
-    if (longest > largest) largest = longest;
-    job.scratch_bytes = dp_build_scratch_bytes(s, largest) + dp_segment_row_bytes(&s->format, longest) + 128;
+    if (copied > largest) largest = copied;
+    if (s->format.borrowed) copied = largest;
+    job.scratch_bytes = dp_build_scratch_bytes(s, largest) + dp_segment_row_bytes(&s->format, copied) + 128;
     const size_t scratch_bytes = job.scratch_bytes * min_size(n_tasks, (size_t)rt->n_threads);
     dp_scratch *const scratch = dp_scratch_acquire(rt, tasks_bytes + scratch_bytes);
     if (!scratch) return dp_no_memory(rt, "%s: no memory to cluster %zu tokens", caller, largest);
@@ -191,22 +247,24 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
     job.scratch = dp_scratch_take(scratch, scratch_bytes);
 
     bool ok = true;
-    for (uint32_t l = first; l < last && ok; l++)
+    for (uint32_t l = first; l < last && ok; l++) {
+        size_t stale = due_stale(s, l, most_stale);
         for (uint32_t h = 0; h < n_heads && ok; h++) {
             dp_head *const head = &s->layers[l].heads[h];
             if (!head->n_segments && due_in(s, l, h, due)) /* all segments of a head have one metric */
                 dp_queries_settle(&head->queries, s->format.key_dim, s->config.query_metric, s->config.query_origin);
-            ok =
-                plan_head(s, head, s->layers[l].n_tokens - head->tail.n, due_in(s, l, h, due), job.tasks, &job.n_tasks);
+            ok = plan_head(&job, head, s->layers[l].n_tokens - head->tail.n, due_in(s, l, h, due), &stale);
         }
+    }
     if (ok) dp_team_run(rt, build_worker, &job);
     for (size_t i = 0; i < job.n_tasks && (!ok || job.failed); i++)
         dp_segment_free(&job.tasks[i].head->segments[job.tasks[i].segment], s->arenas[job.tasks[i].head->arena]);
+    for (size_t i = 0; i < job.n_tasks && ok && !job.failed; i++) attach(s, &job.tasks[i]);
     dp_scratch_release(rt, scratch);
     if (!ok) return dp_no_memory(rt, "%s: no memory for the index", caller);
     if (job.failed) return dp_fail(rt, DP_ERR_SYSTEM, "%s: oneDNN could not multiply matrices", caller);
     for (uint32_t l = first; l < last; l++)
-        for (uint32_t h = 0; h < n_heads; h++) attach(s, l, h, due_in(s, l, h, due));
+        for (uint32_t h = 0; h < n_heads; h++) drop_clustered(s, l, h, due_in(s, l, h, due));
     return DP_OK;
 }
 
@@ -218,6 +276,19 @@ static size_t sink_share(const dp_sequence *s, const dp_head *head, size_t n)
     return head->sink.n < s->config.sink ? min_size(n, s->config.sink - head->sink.n) : 0;
 }
 
+/* Borrowed rows of n new tokens must have a place. */
+static dp_status check_room(const dp_sequence *s, uint32_t layer, size_t n)
+{
+    const uint64_t have = s->layers[layer].n_tokens;
+    const dp_view *const view = &s->layers[layer].heads[0].view;
+    if (!view->n_tokens)
+        return dp_fail(s->runtime, DP_ERR_INVALID, "dp_append: dp_borrow was not called for layer %u yet", layer);
+    if (n > view->n_tokens - have)
+        return dp_fail(s->runtime, DP_ERR_INVALID, "dp_append: the borrowed memory has room for %llu tokens, not %llu",
+                       (unsigned long long)view->n_tokens, (unsigned long long)(have + n));
+    return dp_view_check_table(view, s->runtime, have, have + n, "dp_append");
+}
+
 dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float *k, size_t k_stride, const float *v,
                     size_t v_stride)
 {
@@ -225,8 +296,11 @@ dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float
     dp_runtime *const rt = s->runtime;
     const dp_sequence_config *const c = &s->config;
     if (layer >= c->n_layers) return dp_fail(rt, DP_ERR_INVALID, "dp_append: layer %u of %u", layer, c->n_layers);
-    if (!n_tokens || !k || !v)
-        return dp_fail(rt, DP_ERR_INVALID, "dp_append: %s", !n_tokens ? "n_tokens is 0" : "k or v is NULL");
+    const bool borrowed = s->format.borrowed;
+    if (!n_tokens) return dp_fail(rt, DP_ERR_INVALID, "dp_append: n_tokens is 0");
+    if (!borrowed && (!k || !v)) return dp_fail(rt, DP_ERR_INVALID, "dp_append: k or v is NULL");
+    if (borrowed && (k || v))
+        return dp_fail(rt, DP_ERR_INVALID, "dp_append: the rows are borrowed: k and v must be NULL");
     if (!k_stride) k_stride = (size_t)c->n_kv_heads * c->key_dim;
     if (!v_stride) v_stride = (size_t)c->n_kv_heads * c->value_dim;
     if (k_stride < (size_t)c->n_kv_heads * c->key_dim || v_stride < (size_t)c->n_kv_heads * c->value_dim)
@@ -237,6 +311,10 @@ dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float
         return dp_fail(rt, DP_ERR_INVALID, "dp_append: %zu tokens on top of %llu are too many", n_tokens,
                        (unsigned long long)l->n_tokens);
 
+    if (borrowed) {
+        const dp_status status = check_room(s, layer, n_tokens);
+        if (status) return status;
+    }
     for (uint32_t h = 0; h < c->n_kv_heads; h++) {
         dp_head *const head = &l->heads[h];
         const size_t to_sink = sink_share(s, head, n_tokens);
@@ -245,12 +323,17 @@ dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float
             return dp_no_memory(rt, "dp_append: no memory for %zu tokens", n_tokens);
     }
     const bool prompt = n_tokens >= DP_PROMPT_CHUNK;
-    const dp_status status =
-        cluster_due(s, layer, layer + 1, prompt ? due_whole_segments : due_over_limit, "dp_append");
+    const dp_status status = cluster_due(s, layer, layer + 1, prompt ? due_whole_segments : due_over_limit,
+                                         prompt ? SIZE_MAX : 1, "dp_append");
     if (status) return status;
     for (uint32_t h = 0; h < c->n_kv_heads; h++) {
         dp_head *const head = &l->heads[h];
         const size_t to_sink = sink_share(s, head, n_tokens);
+        if (borrowed) {
+            head->sink.n += to_sink;
+            head->tail.n += n_tokens - to_sink;
+            continue;
+        }
         const float *const kh = k + h * s->format.key_dim, *const vh = v + h * s->format.value_dim;
         dp_rows_append(&head->sink, &rt->kernels, &s->format, kh, k_stride, vh, v_stride, to_sink);
         dp_rows_append(&head->tail, &rt->kernels, &s->format, kh + to_sink * k_stride, k_stride,
@@ -267,7 +350,7 @@ dp_status dp_build_index(dp_sequence *s, uint32_t layer)
     if (layer != DP_ALL_LAYERS && layer >= n_layers)
         return dp_fail(s->runtime, DP_ERR_INVALID, "dp_build_index: layer %u of %u", layer, n_layers);
     const uint32_t first = layer == DP_ALL_LAYERS ? 0 : layer, last = layer == DP_ALL_LAYERS ? n_layers : layer + 1;
-    const dp_status status = cluster_due(s, first, last, due_all, "dp_build_index");
+    const dp_status status = cluster_due(s, first, last, due_all, SIZE_MAX, "dp_build_index");
     if (status) return status;
     for (uint32_t l = first; l < last; l++)
         for (uint32_t h = 0; h < s->config.n_kv_heads; h++) {

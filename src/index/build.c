@@ -18,6 +18,7 @@ typedef struct build {
     } * far_tokens;    /* [n] */
     uint32_t *cluster; /* [n] token -> cluster of the segment */
     uint32_t *fill;    /* [n_clusters] rows already placed */
+    const char *values; /* rows in token order */
     float *slope;      /* [key_dim][value_dim] sums */
     size_t slope_tokens;
     float *weight;     /* [n] of the tokens of the cluster at work */
@@ -141,15 +142,16 @@ static void number_clusters(build *b, dp_segment *seg)
     memset(b->fill, 0, n * sizeof *b->fill);
 }
 
-/* Moves the rows into their clusters' runs. */
+/* Moves the rows into their clusters' runs, or lists the clusters' tokens only. */
 static void place_rows(const dp_sequence *s, const build *b, dp_segment *seg, const char *k, const char *v)
 {
     const dp_row_format *const f = &s->format;
     for (uint32_t i = 0; i < seg->n_tokens; i++) {
         const uint32_t c = b->cluster[i], at = b->fill[c]++;
+        seg->token[seg->offset[c] + at] = (uint16_t)i;
+        if (f->borrowed) continue;
         memcpy((char *)dp_segment_keys(seg, f, c) + at * f->key_bytes, k + i * f->key_bytes, f->key_bytes);
         memcpy((char *)dp_segment_values(seg, f, c) + at * f->value_bytes, v + i * f->value_bytes, f->value_bytes);
-        seg->token[seg->offset[c] + at] = (uint16_t)i;
     }
 }
 
@@ -194,9 +196,10 @@ static bool mean_value(const dp_sequence *s, const build *b, dp_segment *seg, ui
 {
     const dp_kernels *const kernels = &s->runtime->kernels;
     const dp_row_format *const f = &s->format;
+    const uint16_t *const tokens = seg->token + seg->offset[c];
     memset(b->sum, 0, f->value_dim * sizeof *b->sum);
     for (uint32_t i = 0; i < dp_segment_size(seg, c); i++) {
-        kernels->to_f32[f->type](b->row, dp_segment_values(seg, f, c) + i * f->value_bytes, f->value_dim);
+        kernels->to_f32[f->type](b->row, b->values + tokens[i] * f->value_bytes, f->value_dim);
         kernels->axpy(b->sum, b->row, b->weight[i], f->value_dim);
     }
     seg->mean_step[c] = quantise(b->sum, f->value_dim, seg->mean_values + (size_t)c * f->value_dim);
@@ -224,7 +227,7 @@ static void add_covariance(const dp_sequence *s, build *b, const dp_segment *seg
     const uint32_t n = dp_segment_size(seg, c);
     const uint16_t *const tokens = seg->token + seg->offset[c];
     for (uint32_t i = 0; i < n; i++) { /* sum a (k - c)(v - mean)' = sum a (k - c) v' */
-        p->kernels->to_f32[f->type](b->row, dp_segment_values(seg, f, c) + i * f->value_bytes, f->value_dim);
+        p->kernels->to_f32[f->type](b->row, b->values + tokens[i] * f->value_bytes, f->value_dim);
         const float *const x = p->x + tokens[i] * p->dim;
         for (size_t j = 0; j < p->dim; j++)
             p->kernels->axpy(b->slope + j * f->value_dim, b->row, b->weight[i] * (float)n * (x[j] - centroid[j]),
@@ -279,6 +282,7 @@ bool dp_build_segment(const dp_sequence *s, const dp_queries *queries, dp_segmen
                       dp_scratch *scratch)
 {
     build b = carve(s, seg->n_tokens, scratch);
+    b.values = v;
     load_keys(s, seg, k, &b.kmeans);
     if (queries->settled && !change_metric(queries, &b.kmeans)) return false;
     if (!dp_kmeans_run(&b.kmeans)) return false;

@@ -13,6 +13,7 @@ size_t dp_type_bytes(dp_type type)
 
 bool dp_rows_resize(dp_rows *rows, dp_runtime *runtime, const dp_row_format *format, size_t capacity, int node)
 {
+    if (format->borrowed) return true;
     const size_t row = format->key_bytes + format->value_bytes;
     const size_t bytes = dp_pages_round(runtime, (capacity ? capacity : 1) * row);
     if (bytes == rows->bytes) return true;
@@ -34,16 +35,17 @@ void dp_rows_free(dp_rows *rows, dp_runtime *runtime)
 
 void dp_rows_copy(dp_rows *rows, const dp_row_format *format, const dp_rows *from)
 {
-    if (!from->n) return;
-    memcpy(rows->k + rows->n * format->key_bytes, from->k, from->n * format->key_bytes);
-    memcpy(rows->v + rows->n * format->value_bytes, from->v, from->n * format->value_bytes);
+    if (from->n && !format->borrowed) {
+        memcpy(rows->k + rows->n * format->key_bytes, from->k, from->n * format->key_bytes);
+        memcpy(rows->v + rows->n * format->value_bytes, from->v, from->n * format->value_bytes);
+    }
     rows->n += from->n;
 }
 
 void dp_rows_append(dp_rows *rows, const dp_kernels *kernels, const dp_row_format *format, const float *k,
                     size_t k_stride, const float *v, size_t v_stride, size_t n)
 {
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && !format->borrowed; i++) {
         kernels->from_f32[format->type](rows->k + (rows->n + i) * format->key_bytes, k + i * k_stride, format->key_dim);
         kernels->from_f32[format->type](rows->v + (rows->n + i) * format->value_bytes, v + i * v_stride,
                                         format->value_dim);
@@ -54,6 +56,7 @@ void dp_rows_append(dp_rows *rows, const dp_kernels *kernels, const dp_row_forma
 void dp_rows_drop(dp_rows *rows, const dp_row_format *format, size_t n)
 {
     rows->n -= n;
+    if (format->borrowed) return;
     memmove(rows->k, rows->k + n * format->key_bytes, rows->n * format->key_bytes);
     memmove(rows->v, rows->v + n * format->value_bytes, rows->n * format->value_bytes);
 }

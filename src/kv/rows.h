@@ -1,4 +1,5 @@
-/* Rows in token order: the keys and values of one KV head that are not clustered (sink, window, pending). */
+/* Rows in token order: the keys and values of one KV head that are not clustered (sink, window, pending). Rows that the
+ * caller keeps are only counted here. */
 #ifndef DP_KV_ROWS_H
 #define DP_KV_ROWS_H
 
@@ -13,12 +14,13 @@ typedef struct dp_row_format {
     dp_type type;
     size_t key_dim, value_dim;     /* elements */
     size_t key_bytes, value_bytes; /* of a row */
+    bool borrowed;                 /* the caller keeps them */
 } dp_row_format;
 
 size_t dp_type_bytes(dp_type type);
 
 typedef struct dp_rows {
-    char *k, *v; /* [n] rows each */
+    char *k, *v; /* [n] rows each; NULL where they are borrowed */
     size_t n, capacity;
     size_t bytes; /* taken from the system */
 } dp_rows;

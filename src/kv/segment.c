@@ -63,10 +63,10 @@ bool dp_segment_alloc(dp_segment *segment, dp_arena *arena, const dp_row_format 
 {
     dp_segment s = shape(n_tokens, n_clusters);
     s.first_token = first_token;
-    s.row_bytes = dp_segment_row_bytes(format, n_tokens);
+    s.row_bytes = format->borrowed ? 0 : dp_segment_row_bytes(format, n_tokens);
     s.index_bytes = lay_out(&s, NULL, format);
-    s.rows = dp_arena_alloc(arena, s.row_bytes);
-    s.index = s.rows ? dp_arena_alloc(arena, s.index_bytes) : NULL;
+    if (s.row_bytes && !(s.rows = dp_arena_alloc(arena, s.row_bytes))) return false;
+    s.index = dp_arena_alloc(arena, s.index_bytes);
     if (!s.index) {
         dp_arena_release(arena, s.rows, s.row_bytes);
         return false;
@@ -79,13 +79,13 @@ bool dp_segment_alloc(dp_segment *segment, dp_arena *arena, const dp_row_format 
 
 dp_segment dp_segment_share(const dp_segment *segment)
 {
-    atomic_fetch_add(segment->holders, 1);
+    if (segment->index) atomic_fetch_add(segment->holders, 1);
     return *segment;
 }
 
 void dp_segment_free(dp_segment *segment, dp_arena *arena)
 {
-    if (atomic_fetch_sub(segment->holders, 1) == 1) {
+    if (segment->index && atomic_fetch_sub(segment->holders, 1) == 1) {
         dp_arena_release(arena, segment->rows, segment->row_bytes);
         dp_arena_release(arena, segment->index, segment->index_bytes);
     }

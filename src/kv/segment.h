@@ -1,19 +1,21 @@
 /* A segment: a run of consecutive tokens of one KV head in cluster order, with its part of the index. Immutable once
- * built, so that sequences share it: each has this struct, all the same memory. A cluster's keys and values are one contiguous run: [size] keys, then [size] values, clusters one after the
- * other, so that reading a cluster is a sequential read. */
+ * built, so that sequences share it: each has this struct, all the same memory. A cluster's keys and values are one
+ * contiguous run: [size] keys, then [size] values, clusters one after the other, so that reading a cluster is a sequential
+ * read. Where the caller keeps the rows there are the numbers of its tokens only; and after these rows changed the segment
+ * is stale, without index or clusters, until it is built anew: its tokens are read in their order. */
 #ifndef DP_KV_SEGMENT_H
 #define DP_KV_SEGMENT_H
 
 #include <stdatomic.h>
 #include <stdint.h>
 
-#include "kv/rows.h"
+#include "kv/view.h"
 #include "memory/arena.h"
 
 typedef struct dp_segment {
     uint64_t first_token;
     uint32_t n_tokens;
-    uint32_t n_clusters;
+    uint32_t n_clusters;   /* 0: stale */
     uint32_t n_panels;     /* of DP_PANEL centroids; the last is padded with clusters of size 0 */
     float *mean_key;       /* [key_dim], of the segment's tokens: the centroids' origin */
     int8_t *panels;        /* centroids less mean_key, laid out as score_panels wants them */
@@ -32,7 +34,7 @@ typedef struct dp_segment {
     uint32_t *offset;      /* [n_clusters + 1] first row of the cluster, in rows of the segment */
     uint16_t *token;       /* [n_tokens] token number less first_token, in cluster order */
     atomic_size_t *holders; /* sequences that have the segment */
-    char *rows;            /* the clusters' runs */
+    char *rows;            /* the clusters' runs; NULL where they are borrowed */
     char *index;           /* all of the above */
     size_t row_bytes, index_bytes; /* pieces of the arena */
 } dp_segment;
@@ -45,11 +47,12 @@ size_t dp_segment_row_bytes(const dp_row_format *format, size_t n_tokens);
 bool dp_segment_alloc(dp_segment *segment, dp_arena *arena, const dp_row_format *format, uint64_t first_token,
                       size_t n_tokens, size_t n_clusters);
 
-/* The same segment for another sequence; one holder less, the last one's leaving gives the memory back. */
+/* The same segment for another sequence; one holder less, the last one's leaving gives the memory back. Stale ones have
+ * none. */
 dp_segment dp_segment_share(const dp_segment *segment);
 void dp_segment_free(dp_segment *segment, dp_arena *arena);
 
-/* Copies the rows of the segment's first n tokens in token order: k[n], v[n]. */
+/* Copies the rows of the segment's first n tokens in token order: k[n], v[n]. Our own rows only. */
 void dp_segment_unpack(const dp_segment *segment, const dp_row_format *format, size_t n, char *k, char *v);
 
 /* Bytes of the arena that the segment takes. */
@@ -63,7 +66,12 @@ static inline uint32_t dp_segment_size(const dp_segment *s, uint32_t cluster)
     return s->offset[cluster + 1] - s->offset[cluster];
 }
 
-/* Keys of a cluster; its values follow. */
+static inline bool dp_segment_stale(const dp_segment *s)
+{
+    return !s->n_clusters;
+}
+
+/* Keys of a cluster; its values follow. Our own rows only. */
 static inline const char *dp_segment_keys(const dp_segment *s, const dp_row_format *f, uint32_t cluster)
 {
     return s->rows + s->offset[cluster] * (f->key_bytes + f->value_bytes);
@@ -72,6 +80,12 @@ static inline const char *dp_segment_keys(const dp_segment *s, const dp_row_form
 static inline const char *dp_segment_values(const dp_segment *s, const dp_row_format *f, uint32_t cluster)
 {
     return dp_segment_keys(s, f, cluster) + dp_segment_size(s, cluster) * f->key_bytes;
+}
+
+static inline dp_run dp_segment_run(const dp_segment *s, const dp_row_format *f, uint32_t cluster)
+{
+    if (f->borrowed) return (dp_run){.tokens = s->token + s->offset[cluster], .first = (uint32_t)s->first_token};
+    return (dp_run){.k = dp_segment_keys(s, f, cluster), .v = dp_segment_values(s, f, cluster)};
 }
 
 #endif

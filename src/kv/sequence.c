@@ -49,6 +49,7 @@ static dp_status check_config(dp_runtime *rt, const dp_sequence_config *c)
         {"pending_tokens", c->pending_tokens, 64, 65536},
         {"iterations", c->iterations, 1, 64},
         {"clustering", (uint32_t)c->clustering, 0, DP_CLUSTERING_SPHERICAL},
+        {"borrowed", (uint32_t)c->borrowed, 0, 1},
     };
     for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
         if (ranges[i].value < ranges[i].low || ranges[i].value > ranges[i].high)
@@ -106,8 +107,18 @@ size_t dp_unclustered(const dp_sequence *sequence, const dp_layer *layer)
 bool dp_has_clusters(const dp_sequence *sequence, const dp_layer *layer)
 {
     for (uint32_t h = 0; h < sequence->config.n_kv_heads; h++)
-        if (layer->heads[h].n_segments) return true;
+        if (layer->heads[h].n_panels) return true;
     return false;
+}
+
+void dp_head_release(const dp_sequence *sequence, dp_head *head, dp_segment *segment)
+{
+    if (dp_segment_stale(segment))
+        head->n_stale--;
+    else
+        head->clustered -= segment->n_tokens;
+    head->n_panels -= segment->n_panels;
+    dp_segment_free(segment, sequence->arenas[head->arena]);
 }
 
 /* An empty sequence, with the arenas of another one or its own; NULL where there is no memory. */
@@ -123,7 +134,8 @@ static dp_sequence *sequence_new(dp_runtime *rt, const dp_sequence_config *c, co
                                 .key_dim = c->key_dim,
                                 .value_dim = c->value_dim,
                                 .key_bytes = c->key_dim * dp_type_bytes(c->type),
-                                .value_bytes = c->value_dim * dp_type_bytes(c->type)};
+                                .value_bytes = c->value_dim * dp_type_bytes(c->type),
+                                .borrowed = c->borrowed != 0};
     s->n_arenas = rt->config.numa == DP_NUMA_LOCAL ? rt->topology.n_nodes : 1;
     s->layers = dp_heap_resize(rt, NULL, 0, c->n_layers * sizeof *s->layers);
     s->heads = dp_heap_resize(rt, NULL, 0, (size_t)c->n_layers * c->n_kv_heads * sizeof *s->heads);
@@ -205,9 +217,11 @@ static bool fork_head(dp_sequence *s, dp_head *head, const dp_head *from)
     dp_rows_copy(&head->tail, f, &from->tail);
     for (; head->n_segments < from->n_segments; head->n_segments++)
         head->segments[head->n_segments] = dp_segment_share(&from->segments[head->n_segments]);
+    head->n_stale = from->n_stale;
     head->n_panels = from->n_panels;
     head->clustered = from->clustered;
     head->pending_limit = from->pending_limit;
+    head->view = from->view;
     return true;
 }
 
@@ -277,6 +291,12 @@ dp_status dp_sequence_read(const dp_sequence *s, uint32_t layer, uint32_t kv_hea
                        (unsigned long long)first, (unsigned long long)(first + n), (unsigned long long)tokens);
     const dp_head *const head = &s->layers[layer].heads[kv_head];
     const dp_row_format *const f = &s->format;
+    for (size_t i = 0; i < n && f->borrowed; i++) {
+        const void *key, *value;
+        dp_view_row(&head->view, (uint32_t)(first + i), &key, &value);
+        read_row(s, key, value, i, k, v);
+    }
+    if (f->borrowed) return DP_OK;
     read_rows(s, &head->sink, 0, first, n, k, v);
     for (uint32_t i = 0; i < head->n_segments; i++) {
         const dp_segment *const seg = &head->segments[i];
@@ -310,12 +330,13 @@ dp_status dp_sequence_memory(const dp_sequence *s, dp_memory *memory)
         full.plain_bytes += s->layers[l].n_tokens * s->config.n_kv_heads * row;
         for (uint32_t h = 0; h < s->config.n_kv_heads; h++) {
             const dp_head *const head = &s->layers[l].heads[h];
-            full.row_bytes += (head->sink.n + head->clustered + head->tail.n) * row;
+            if (!f->borrowed) full.row_bytes += (head->sink.n + head->clustered + head->tail.n) * row;
             full.reserved_bytes +=
                 head->sink.bytes + head->tail.bytes + sizeof *head + head->segments_capacity * sizeof *head->segments;
             full.clustered_tokens += head->clustered;
             for (uint32_t i = 0; i < head->n_segments; i++) {
                 const dp_segment *const seg = &head->segments[i];
+                if (dp_segment_stale(seg)) continue;
                 full.clusters += seg->n_clusters;
                 full.index_bytes += dp_segment_index_bytes(f, seg->n_tokens, seg->n_clusters);
                 full.reserved_bytes += dp_segment_bytes(seg);

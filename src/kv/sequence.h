@@ -13,11 +13,13 @@ typedef struct dp_head {
     dp_rows sink;         /* the first tokens */
     dp_segment *segments; /* clustered tokens */
     uint32_t n_segments, segments_capacity;
+    uint32_t n_stale;       /* of the segments */
     uint32_t n_panels;      /* over all segments */
     dp_rows tail;           /* pending tokens and the window */
-    uint64_t clustered;     /* tokens in segments */
+    uint64_t clustered;     /* tokens in segments, stale ones left out */
     uint32_t pending_limit; /* short appends cluster when so many tokens wait outside the window */
     dp_queries queries;
+    dp_view view;           /* where the rows are that the caller keeps */
     int arena;              /* index of the sequence's arena: one per NUMA node */
 } dp_head;
 
@@ -46,6 +48,9 @@ int dp_sequence_node(const dp_sequence *sequence, int arena);
 size_t dp_unclustered(const dp_sequence *sequence, const dp_layer *layer);
 
 bool dp_has_clusters(const dp_sequence *sequence, const dp_layer *layer);
+
+/* Gives a segment's memory back, and takes it out of the head's counts: it is to be dropped or replaced. */
+void dp_head_release(const dp_sequence *sequence, dp_head *head, dp_segment *segment);
 
 /* After how many waiting tokens a head is clustered for the first time while decoding. Heads and layers are spread
  * over three quarters of pending_tokens, so that they take turns from then on. */

@@ -42,18 +42,18 @@ static void apply(dp_sequence *s, uint32_t layer, uint32_t kv_head, uint64_t n_t
     const cut c = cut_at(s, &s->layers[layer], head, n_tokens);
     head->sink.n = c.sink;
     if (c.n_segments < head->n_segments) {
-        const size_t kept = c.tail - c.restored;
-        memmove(head->tail.k + c.restored * f->key_bytes, head->tail.k, kept * f->key_bytes);
-        memmove(head->tail.v + c.restored * f->value_bytes, head->tail.v, kept * f->value_bytes);
+        const size_t kept = f->borrowed ? 0 : c.tail - c.restored;
+        if (kept) {
+            memmove(head->tail.k + c.restored * f->key_bytes, head->tail.k, kept * f->key_bytes);
+            memmove(head->tail.v + c.restored * f->value_bytes, head->tail.v, kept * f->value_bytes);
+        }
         while (head->n_segments > c.n_segments) {
             dp_segment *const last = &head->segments[--head->n_segments];
             const size_t before = (size_t)(last->first_token - c.first); /* rows of the tail before this segment's */
-            if (before < c.restored)
+            if (before < c.restored && !f->borrowed)
                 dp_segment_unpack(last, f, c.restored - before, head->tail.k + before * f->key_bytes,
                                   head->tail.v + before * f->value_bytes);
-            head->clustered -= last->n_tokens;
-            head->n_panels -= last->n_panels;
-            dp_segment_free(last, s->arenas[head->arena]);
+            dp_head_release(s, head, last);
         }
         /* As at the end of a prompt, the heads take turns. */
         const size_t waiting = c.tail > s->config.window ? c.tail - s->config.window : 0;

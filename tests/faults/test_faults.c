@@ -13,18 +13,21 @@ typedef struct world {
     dp_runtime_config config;
     dp_runtime *rt;
     dp_sequence *s, *created;
+    bool borrowed; /* s has its rows in `rows` */
     float out[3][PREFILL * OUT];
 } world;
 
 static cache c;
+static uint16_t rows[2][TOKENS * KV_HEADS * DIM]; /* the same in bf16 */
 static float q[PREFILL * OUT];
 
 static dp_status append_all(world *w, size_t first, size_t n)
 {
     for (uint32_t l = 0; l < LAYERS; l++) {
         if (dp_sequence_tokens(w->s, l) > first) continue; /* done before a fault in a later layer */
-        const dp_status status =
-            dp_append(w->s, l, n, c.k + first * KV_HEADS * DIM, 0, c.v + first * KV_HEADS * DIM, 0);
+        const float *const k = w->borrowed ? NULL : c.k + first * KV_HEADS * DIM;
+        const float *const v = w->borrowed ? NULL : c.v + first * KV_HEADS * DIM;
+        const dp_status status = dp_append(w->s, l, n, k, 0, v, 0);
         if (status) return status;
     }
     return DP_OK;
@@ -57,6 +60,7 @@ static void create_sequence(world *w)
     config.n_layers = LAYERS;
     config.segment_tokens = 512;
     config.pending_tokens = 128;
+    config.borrowed = w->borrowed;
     ck_assert_int_eq(dp_sequence_create(w->rt, &config, &w->s), DP_OK);
 }
 
@@ -83,6 +87,30 @@ static void pinned(world *w)
     pinned_no_sequence(w);
     create_sequence(w);
     ck_assert_int_eq(append_all(w, 0, 2100), DP_OK);
+}
+
+static void borrowed(world *w)
+{
+    no_sequence(w);
+    w->borrowed = true;
+    create_sequence(w);
+    dp_borrowed_rows r;
+    dp_borrowed_rows_init(&r);
+    r.k = rows[0], r.v = rows[1], r.n_tokens = TOKENS;
+    for (size_t i = 0; i < TOKENS * KV_HEADS * DIM; i++) { /* the cache's numbers are bf16's */
+        uint32_t k, v;
+        memcpy(&k, &c.k[i], sizeof k), memcpy(&v, &c.v[i], sizeof v);
+        rows[0][i] = (uint16_t)(k >> 16), rows[1][i] = (uint16_t)(v >> 16);
+    }
+    for (uint32_t l = 0; l < LAYERS; l++) ck_assert_int_eq(dp_borrow(w->s, l, &r), DP_OK);
+}
+
+/* Some segments are stale, and some tokens wait. */
+static void changed(world *w)
+{
+    borrowed(w);
+    for (size_t t = 0; t < 2100; t += 300) ck_assert_int_eq(append_all(w, t, 300), DP_OK);
+    ck_assert_int_eq(dp_rows_changed(w->s, DP_ALL_LAYERS, 600, 1200), DP_OK);
 }
 
 static void about_to_cluster(world *w)
@@ -184,6 +212,11 @@ static const struct scenario {
     {"dp_prefill", pinned, prefill, false},
     {"dp_decode", indexed, decode, false},
     {"dp_decode_batch", indexed, decode_batch, false},
+    {"dp_append", changed, more_prompt, true},
+    {"dp_append", changed, decode_tokens, true},
+    {"dp_build_index", changed, build, false},
+    {"dp_sequence_fork", changed, fork_it, false},
+    {"dp_prefill", changed, prefill, false},
 };
 enum { N_SCENARIOS = sizeof scenarios / sizeof *scenarios };
 
