@@ -287,6 +287,10 @@ DP_API dp_status dp_borrow(dp_sequence *sequence, uint32_t layer, const dp_borro
  * Errors: DP_ERR_INVALID (the sequence keeps its own rows, layer out of range, from > to, a layer with fewer tokens). */
 DP_API dp_status dp_rows_changed(dp_sequence *sequence, uint32_t layer, uint64_t from, uint64_t to);
 
+/* The sequence's settings, those of fields that were 0 for a default as they were. Fills config (call
+ * dp_sequence_config_init first). Errors: DP_ERR_INVALID. */
+DP_API dp_status dp_sequence_get_config(const dp_sequence *sequence, dp_sequence_config *config);
+
 /* Reads back tokens first .. first + n - 1 of one KV head as f32, in token order: k[n][key_dim], v[n][value_dim];
  * either may be NULL. Slow: for tests and tools. Errors: DP_ERR_INVALID. */
 DP_API dp_status dp_sequence_read(const dp_sequence *sequence, uint32_t layer, uint32_t kv_head, uint64_t first,
@@ -307,6 +311,64 @@ typedef struct dp_memory {
 
 DP_API void dp_memory_init(dp_memory *memory);
 DP_API dp_status dp_sequence_memory(const dp_sequence *sequence, dp_memory *memory); /* Errors: DP_ERR_INVALID */
+
+/* ---- Snapshots ------------------------------------------------------------------------------------------------ */
+
+/* A snapshot is a sequence in a file: tokens, index, what is known of the queries, settings. A prompt that was read once is
+ * there at once the next time, in this process or another: the loaded sequence decodes and grows to the same bits as the
+ * saved one (on the same ISA), and is forked, truncated and freed like any other.
+ *
+ * Format. Files of version DP_SNAPSHOT_VERSION are read by all builds of this library, on machines of the same byte order,
+ * for any ISA, number of threads and NUMA nodes. A library reads the version that it writes; the version changes where the
+ * format or what the index holds does. A file is about reserved_bytes (see dp_memory) long. All of it is covered by
+ * checksums (CRC-32). It holds what was said, as readable as the keys and values are, and is as private as its permissions.
+ *
+ * Mapping. By default the clustered tokens and their index are not copied but mapped, privately: they are in place as soon
+ * as the file's tables were read, the system fetches them from the page cache or the medium when they are used, processes
+ * that load the same file share the memory, and the file is never written to. The mapped bytes count in full towards
+ * memory_limit and in dp_memory, once for all forks of the loaded sequence: to have a prompt several times, load it once and
+ * fork. Mapped memory is on ordinary pages, wherever the page cache has them. The file may be replaced (dp_sequence_save,
+ * rename) or deleted while it is mapped, but not changed in place: one that is cut short under the mapping, or a medium that
+ * fails, ends the process with SIGBUS, as it does for any mapped file. With map = 0 everything is read into memory of the
+ * runtime's own kind (huge pages, NUMA), and the file is not needed afterwards. */
+#define DP_SNAPSHOT_VERSION 1
+
+/* Writes a snapshot to path. note: NULL or note_bytes bytes of the caller's that go into the file and come back with
+ * dp_sequence_load: what the tokens were, and of which model, say. The file is written beside path, as path with a number
+ * and ".tmp" appended, brought to the medium (fsync) and renamed: when the call returns DP_OK it is durable, and until
+ * then, in a crash at any moment, path is what it was before. A crash may leave the file beside. An existing file (or
+ * symbolic link) at path is replaced; a new one has the permissions that the umask allows.
+ * The sequence is in use by the calling thread during the call; its forks need not rest. Several threads and processes may
+ * save to and load from one path at the same time: a load finds one whole snapshot or another.
+ * Errors: DP_ERR_INVALID (a NULL, an empty path, borrowed rows: there are none to save), DP_ERR_NO_MEMORY, DP_ERR_SYSTEM (a
+ * file operation failed; nothing is left behind, except where all was done and only the folder's fsync failed: then the new
+ * file is there, but might not survive a loss of power). */
+DP_API dp_status dp_sequence_save(const dp_sequence *sequence, const char *path, const void *note, size_t note_bytes);
+
+typedef struct dp_load_options {
+    uint32_t struct_size;
+    int32_t verify; /* 1 (default): reads the whole file and checks all of it, so that no file, damaged, hostile or made by
+                       another program, can do worse than fail the call or make answers wrong. 0, for files that are
+                       trusted: clustered tokens and their index are taken as they are, unread; the rest (header, tables,
+                       note, waiting tokens, sink) is checked all the same, so that a cut file is noticed */
+    int32_t map;    /* 1 (default) or 0: see above */
+    const dp_sequence_config *config; /* NULL (default): any. Otherwise a sequence whose settings differ is refused */
+    void *note;         /* NULL (default), or where the first note_size bytes of the note go */
+    size_t note_size;
+    size_t *note_bytes; /* NULL (default), or where the note's whole length goes; the three are written on success only,
+                           except that an error of the very last step may leave part of the note in the buffer */
+} dp_load_options;
+
+DP_API void dp_load_options_init(dp_load_options *options);
+
+/* Makes a sequence from a snapshot; options = NULL means all defaults. May be called from several threads at once.
+ * *sequence is NULL after an error.
+ * Errors: DP_ERR_INVALID (a NULL, an empty path, settings other than options->config: the message names the first),
+ * DP_ERR_DAMAGED (the file is no snapshot, or is cut short, or some of it is not as it was written: the message says what),
+ * DP_ERR_UNSUPPORTED (another format version, the other byte order, settings that only a newer library knows),
+ * DP_ERR_NO_MEMORY, DP_ERR_SYSTEM (the file cannot be opened or read). */
+DP_API dp_status dp_sequence_load(dp_runtime *runtime, const char *path, const dp_load_options *options,
+                                  dp_sequence **sequence);
 
 /* ---- Attention ---------------------------------------------------------------------------------------------- */
 

@@ -31,6 +31,7 @@ typedef enum dp_status {
     DP_ERR_NO_MEMORY = -2,   /* memory could not be had; the object is as it was before the call */
     DP_ERR_UNSUPPORTED = -3, /* this machine or this build lacks what was asked for (an ISA) */
     DP_ERR_SYSTEM = -4,      /* a call to the system, hwloc or oneDNN failed */
+    DP_ERR_DAMAGED = -5,     /* a file is not what it should be: damaged, cut short, or of another kind */
 } dp_status;
 
 #ifdef __cplusplus

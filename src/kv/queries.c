@@ -11,10 +11,16 @@ static size_t bytes(size_t dim)
     return (dim + dim * dim) * sizeof(float);
 }
 
+bool dp_queries_reserve(dp_queries *s, dp_runtime *rt, size_t dim)
+{
+    if (!s->vector) s->vector = dp_heap_resize(rt, NULL, 0, bytes(dim));
+    return s->vector != NULL;
+}
+
 bool dp_queries_add(dp_queries *s, dp_runtime *rt, size_t dim, const float *q, size_t stride, size_t n)
 {
     if (s->settled) return true;
-    if (!s->vector && !(s->vector = dp_heap_resize(rt, NULL, 0, bytes(dim)))) return false;
+    if (!dp_queries_reserve(s, rt, dim)) return false;
     float *const moment = dp_queries_factor(s, dim);
     for (size_t r = 0; r < n; r++, q += stride) {
         float norm2 = 0;
@@ -74,8 +80,7 @@ bool dp_queries_copy(dp_queries *copy, const dp_queries *s, dp_runtime *rt, size
 {
     *copy = (dp_queries){.n = s->n, .settled = s->settled};
     if (!s->vector) return true;
-    copy->vector = dp_heap_resize(rt, NULL, 0, bytes(dim));
-    if (!copy->vector) return false;
+    if (!dp_queries_reserve(copy, rt, dim)) return false;
     memcpy(copy->vector, s->vector, bytes(dim));
     return true;
 }

@@ -28,6 +28,9 @@ static inline float *dp_queries_factor(const dp_queries *queries, size_t dim)
     return queries->vector + dim;
 }
 
+/* Makes room for the sums; false where there is no memory. */
+bool dp_queries_reserve(dp_queries *queries, dp_runtime *runtime, size_t dim);
+
 /* Adds n rows, row i at q + i * stride, unless the sums have settled. Rows that are not finite are passed over. False
  * where there is no memory. */
 bool dp_queries_add(dp_queries *queries, dp_runtime *runtime, size_t dim, const float *q, size_t stride, size_t n);

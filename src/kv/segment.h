@@ -2,7 +2,8 @@
  * built, so that sequences share it: each has this struct, all the same memory. A cluster's keys and values are one
  * contiguous run: [size] keys, then [size] values, clusters one after the other, so that reading a cluster is a sequential
  * read. Where the caller keeps the rows there are the numbers of its tokens only; and after these rows changed the segment
- * is stale, without index or clusters, until it is built anew: its tokens are read in their order. */
+ * is stale, without index or clusters, until it is built anew: its tokens are read in their order. Rows and index are
+ * stored in files as they are: who changes what they hold, or how, changes DP_SNAPSHOT_VERSION. */
 #ifndef DP_KV_SEGMENT_H
 #define DP_KV_SEGMENT_H
 
@@ -16,6 +17,7 @@ typedef struct dp_segment {
     uint64_t first_token;
     uint32_t n_tokens;
     uint32_t n_clusters;   /* 0: stale */
+    uint32_t room;         /* clusters that there is room for: the layout is theirs, and k-means may leave some empty */
     uint32_t n_panels;     /* of DP_PANEL centroids; the last is padded with clusters of size 0 */
     float *mean_key;       /* [key_dim], of the segment's tokens: the centroids' origin */
     int8_t *panels;        /* centroids less mean_key, laid out as score_panels wants them */
@@ -33,11 +35,13 @@ typedef struct dp_segment {
     float *slope_step;     /* [key_dim] */
     uint32_t *offset;      /* [n_clusters + 1] first row of the cluster, in rows of the segment */
     uint16_t *token;       /* [n_tokens] token number less first_token, in cluster order */
-    atomic_size_t *holders; /* sequences that have the segment */
+    atomic_size_t *holders; /* sequences that have the segment; the last part, and alone not of the segment itself */
     char *rows;            /* the clusters' runs; NULL where they are borrowed */
     char *index;           /* all of the above */
-    size_t row_bytes, index_bytes; /* pieces of the arena */
+    size_t row_bytes, index_bytes; /* pieces of the arena, the two one after the other where they come from a file */
 } dp_segment;
+
+enum { DP_HOLDERS_BYTES = 64 }; /* that `holders` takes at the end of the index */
 
 /* Bytes of the index (all but rows) and of the rows. */
 size_t dp_segment_index_bytes(const dp_row_format *format, size_t n_tokens, size_t n_clusters);
@@ -46,6 +50,13 @@ size_t dp_segment_row_bytes(const dp_row_format *format, size_t n_tokens);
 /* A segment with room for n_tokens in n_clusters, from the arena; false where there is no memory. */
 bool dp_segment_alloc(dp_segment *segment, dp_arena *arena, const dp_row_format *format, uint64_t first_token,
                       size_t n_tokens, size_t n_clusters);
+
+/* The same without memory of its own, only its shape, and then with rows and index that are pieces of the arena. */
+dp_segment dp_segment_shaped(const dp_row_format *format, uint64_t first_token, size_t n_tokens, size_t n_clusters);
+void dp_segment_bind(dp_segment *segment, const dp_row_format *format, char *rows, char *index);
+
+/* What one process can know of a segment that another one has written: whether all that is used as an index is in range. */
+bool dp_segment_is_sound(const dp_segment *segment);
 
 /* The same segment for another sequence; one holder less, the last one's leaving gives the memory back. Stale ones have
  * none. */

@@ -137,10 +137,10 @@ static dp_sequence *sequence_new(dp_runtime *rt, const dp_sequence_config *c, co
                                 .value_bytes = c->value_dim * dp_type_bytes(c->type),
                                 .borrowed = c->borrowed != 0};
     s->n_arenas = rt->config.numa == DP_NUMA_LOCAL ? rt->topology.n_nodes : 1;
-    s->layers = dp_heap_resize(rt, NULL, 0, c->n_layers * sizeof *s->layers);
-    s->heads = dp_heap_resize(rt, NULL, 0, (size_t)c->n_layers * c->n_kv_heads * sizeof *s->heads);
-    s->arenas = dp_heap_resize(rt, NULL, 0, (size_t)s->n_arenas * sizeof *s->arenas);
-    bool ok = s->layers && s->heads && s->arenas;
+    const size_t n_heads = (size_t)c->n_layers * c->n_kv_heads;
+    bool ok = (s->layers = dp_heap_resize(rt, NULL, 0, c->n_layers * sizeof *s->layers)) &&
+              (s->heads = dp_heap_resize(rt, NULL, 0, n_heads * sizeof *s->heads)) &&
+              (s->arenas = dp_heap_resize(rt, NULL, 0, (size_t)s->n_arenas * sizeof *s->arenas));
     for (int i = 0; ok && i < s->n_arenas; i++) {
         s->arenas[i] = family ? dp_arena_join(family->arenas[i]) : dp_arena_create(rt, dp_sequence_node(s, i));
         ok = s->arenas[i] != NULL;
@@ -246,6 +246,15 @@ dp_status dp_sequence_fork(const dp_sequence *s, dp_sequence **copy)
     return DP_OK;
 }
 
+dp_status dp_sequence_get_config(const dp_sequence *s, dp_sequence_config *config)
+{
+    if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_sequence_get_config: sequence is NULL");
+    if (!DP_STRUCT_OUT(config, &s->config))
+        return dp_fail(s->runtime, DP_ERR_INVALID,
+                       "dp_sequence_get_config: config is NULL or its struct_size is wrong; call dp_sequence_config_init first");
+    return DP_OK;
+}
+
 uint64_t dp_sequence_tokens(const dp_sequence *sequence, uint32_t layer)
 {
     return sequence && layer < sequence->config.n_layers ? sequence->layers[layer].n_tokens : 0;
@@ -331,8 +340,8 @@ dp_status dp_sequence_memory(const dp_sequence *s, dp_memory *memory)
         for (uint32_t h = 0; h < s->config.n_kv_heads; h++) {
             const dp_head *const head = &s->layers[l].heads[h];
             if (!f->borrowed) full.row_bytes += (head->sink.n + head->clustered + head->tail.n) * row;
-            full.reserved_bytes +=
-                head->sink.bytes + head->tail.bytes + sizeof *head + head->segments_capacity * sizeof *head->segments;
+            full.reserved_bytes += head->sink.bytes + head->tail.bytes + dp_queries_bytes(&head->queries, f->key_dim) +
+                                   sizeof *head + head->segments_capacity * sizeof *head->segments;
             full.clustered_tokens += head->clustered;
             for (uint32_t i = 0; i < head->n_segments; i++) {
                 const dp_segment *const seg = &head->segments[i];

@@ -3,6 +3,7 @@
 
 #include <stdint.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "memory/budget.h"
 #include "memory/pages.h"
@@ -151,6 +152,31 @@ void *dp_arena_alloc(dp_arena *arena, size_t bytes)
     return piece;
 }
 
+/* Pages that an area takes from the system. */
+static size_t area_pages(const dp_range *area)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    return (area->bytes + page - 1) / page * page;
+}
+
+bool dp_arena_adopt(dp_arena *arena, void *pages, size_t bytes, size_t n_pieces)
+{
+    dp_runtime *const rt = arena->runtime;
+    const dp_range area = {.base = pages, .bytes = bytes};
+    pthread_mutex_lock(&arena->lock);
+    const bool ok = reserve(rt, &arena->areas, &arena->areas_capacity, arena->n_areas + 1) &&
+                    reserve(rt, &arena->gaps, &arena->gaps_capacity, arena->n_pieces + n_pieces + arena->n_areas + 3) &&
+                    dp_budget_take(rt, area_pages(&area));
+    if (ok) {
+        insert(arena->areas, &arena->n_areas, count_before(arena->areas, arena->n_areas, area.base), area);
+        arena->n_pieces += n_pieces;
+        arena->piece_bytes += bytes;
+        arena->pages_bytes += area_pages(&area);
+    }
+    pthread_mutex_unlock(&arena->lock);
+    return ok;
+}
+
 /* Makes a range a gap, one with its neighbours in the area; returns its index. */
 static size_t add_gap(dp_arena *arena, dp_range area, dp_range freed)
 {
@@ -199,6 +225,9 @@ void dp_arena_release(dp_arena *arena, void *piece, size_t bytes)
     arena->n_pieces--;
     arena->piece_bytes -= freed.bytes;
     if (gap.bytes == area.bytes) {
+        const size_t rest = area_pages(&area) - whole_pages(arena, area).bytes; /* of an adopted one: half pages */
+        arena->pages_bytes -= rest;
+        dp_budget_give(arena->runtime, rest);
         dp_pages_unmap(area.base, area.bytes);
         erase(arena->gaps, &arena->n_gaps, i);
         erase(arena->areas, &arena->n_areas, area_index);

@@ -45,6 +45,10 @@ static inline size_t dp_arena_piece_bytes(size_t bytes)
 /* 64-byte aligned, contents indeterminate; NULL where there is no memory. */
 void *dp_arena_alloc(dp_arena *arena, size_t bytes);
 
+/* Makes pages that were mapped elsewhere an area, all of it handed out in n_pieces whose sizes are multiples of 64 bytes:
+ * they come back one by one as the others do. False where there is no memory; the pages are the caller's then. */
+bool dp_arena_adopt(dp_arena *arena, void *pages, size_t bytes, size_t n_pieces);
+
 /* Takes a piece back, with the size that it was asked for in. */
 void dp_arena_release(dp_arena *arena, void *piece, size_t bytes);
 

@@ -57,6 +57,15 @@ void *dp_pages_map(const dp_runtime *rt, size_t bytes, int node)
     return start;
 }
 
+void *dp_pages_map_file(int file, size_t offset, size_t bytes)
+{
+    void *const mapped =
+        mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, file, (off_t)offset);
+    if (mapped == MAP_FAILED) return NULL;
+    (void)madvise(mapped, bytes, MADV_WILLNEED); /* the system begins to read */
+    return mapped;
+}
+
 void dp_pages_unmap(void *pages, size_t bytes)
 {
     if (pages) munmap(pages, bytes);

@@ -24,7 +24,12 @@ void dp_pages_free(dp_runtime *runtime, void *pages, size_t bytes);
 void *dp_pages_map(const dp_runtime *runtime, size_t bytes, int node);
 void dp_pages_unmap(void *pages, size_t bytes);
 
-/* Gives the memory behind some of the pages back; they stay and are zero when they are touched again. */
+/* The bytes of a file from an offset on, a multiple of DP_FILE_PAGE, as private memory: written to, they are the process's
+ * own, and the file stays as it is. NULL where there is no memory. */
+enum { DP_FILE_PAGE = 1 << 16 }; /* the largest page size that Linux has anywhere */
+void *dp_pages_map_file(int file, size_t offset, size_t bytes);
+
+/* Gives the memory behind some of the pages back; they stay, with indeterminate contents. */
 void dp_pages_discard(void *pages, size_t bytes);
 
 #endif

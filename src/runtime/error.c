@@ -17,6 +17,7 @@ const char *dp_strerror(dp_status status)
     case DP_ERR_NO_MEMORY: return "out of memory";
     case DP_ERR_UNSUPPORTED: return "not supported by this machine or build";
     case DP_ERR_SYSTEM: return "a system call failed";
+    case DP_ERR_DAMAGED: return "a file is damaged or of another kind";
     }
     return "unknown status";
 }

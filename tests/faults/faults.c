@@ -1,6 +1,7 @@
 #include "faults.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <hwloc.h>
 #include <oneapi/dnnl/dnnl.h>
 #include <pthread.h>
@@ -8,10 +9,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static atomic_bool armed, good;
 static atomic_long wanted, counted, failed;
-static atomic_long mapped_bytes, files, topologies, bitmaps;
+static atomic_long mapped_bytes, files, descriptors, topologies, bitmaps;
 
 /* The blocks that are held, each by its address: what others allocated and ours free, or the reverse, does not count. */
 enum { MOST_BLOCKS = 1 << 16 };
@@ -56,7 +59,7 @@ long faults_counted(void)
 
 faults_held faults_held_now(void)
 {
-    return (faults_held){n_blocks, mapped_bytes, files, topologies, bitmaps};
+    return (faults_held){n_blocks, mapped_bytes, files, descriptors, topologies, bitmaps};
 }
 
 /* Counts a call; true where it is to fail. */
@@ -113,6 +116,39 @@ DOES(dnnl_status_t, dnnl_out_of_memory, dnnl_sgemm,
      (char a, char b, dnnl_dim_t m, dnnl_dim_t n, dnnl_dim_t k, float alpha, const float *x, dnnl_dim_t ldx,
       const float *y, dnnl_dim_t ldy, float beta, float *z, dnnl_dim_t ldz),
      (a, b, m, n, k, alpha, x, ldx, y, ldy, beta, z, ldz))
+
+DOES(int, -1, fsync, (int d), (d))
+DOES(int, -1, rename, (const char *from, const char *to), (from, to))
+DOES(int, -1, fstat, (int d, struct stat *s), (d, s))
+DOES(int, -1, fstat64, (int d, struct stat *s), (d, s))
+DOES(int, -1, ftruncate, (int d, off_t n), (d, n))
+DOES(int, -1, ftruncate64, (int d, off_t n), (d, n))
+
+/* While armed, a file is read and written in parts. */
+static size_t part(size_t n)
+{
+    enum { MOST = 20000 };
+    return armed && n > MOST ? MOST : n;
+}
+
+DOES(ssize_t, -1, pread, (int d, void *p, size_t n, off_t o), (d, p, part(n), o))
+DOES(ssize_t, -1, pread64, (int d, void *p, size_t n, off_t o), (d, p, part(n), o))
+DOES(ssize_t, -1, pwrite, (int d, const void *p, size_t n, off_t o), (d, p, part(n), o))
+DOES(ssize_t, -1, pwrite64, (int d, const void *p, size_t n, off_t o), (d, p, part(n), o))
+
+/* The last argument is there where O_CREAT is, and does no harm where it is not. */
+TAKES(int, -1, open, (const char *n, int f, mode_t m), (n, f, m), descriptors++)
+TAKES(int, -1, open64, (const char *n, int f, mode_t m), (n, f, m), descriptors++)
+
+/* One that fails has closed all the same. */
+int __real_close(int d);
+int __wrap_close(int d);
+int __wrap_close(int d)
+{
+    descriptors--;
+    const int result = __real_close(d);
+    return fails() ? -1 : result;
+}
 
 int __real_hwloc_topology_init(hwloc_topology_t *t);
 int __wrap_hwloc_topology_init(hwloc_topology_t *t);

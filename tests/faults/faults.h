@@ -12,12 +12,12 @@ void faults_arm(long n, bool for_good);
 /* Ends that; returns how many failed. */
 long faults_disarm(void);
 
-/* Calls since faults_arm that took memory, opened or read a file, or asked hwloc or oneDNN for something. */
+/* Calls since faults_arm that took memory, opened, read, wrote, closed or renamed a file, or asked hwloc or oneDNN for something. */
 long faults_counted(void);
 
 /* What is held at present. */
 typedef struct faults_held {
-    long blocks, mapped_bytes, files, topologies, bitmaps;
+    long blocks, mapped_bytes, files, descriptors, topologies, bitmaps;
 } faults_held;
 faults_held faults_held_now(void);
 

@@ -2,14 +2,17 @@
  * passes untouched; once for that call alone and once for all from there on. After a failure the status and the message
  * say so, the object computes what it did before, the same call succeeds once the fault is gone, with the result that it
  * would have had, and in the end nothing is left behind. */
+#include <stdio.h>
 #include <string.h>
 
 #include "faults.h"
+#include "scratch.h"
 #include "unit.h"
 
 enum { LAYERS = 2, HEADS = 4, KV_HEADS = 2, DIM = 16, OUT = HEADS * DIM, TOKENS = 2600, PREFILL = 70 };
 
 typedef struct world {
+    const char *path;
     dp_runtime_config config;
     dp_runtime *rt;
     dp_sequence *s, *created;
@@ -119,6 +122,16 @@ static void about_to_cluster(world *w)
     for (size_t t = 2100; t < 2140; t++) ck_assert_int_eq(append_all(w, t, 1), DP_OK);
 }
 
+/* The index of one layer, and sums over queries of the other. */
+static void saved(world *w)
+{
+    empty_sequence(w);
+    ck_assert_int_eq(append_all(w, 0, 400), DP_OK);
+    ck_assert_int_eq(dp_build_index(w->s, 0), DP_OK);
+    ck_assert_int_eq(dp_observe_queries(w->s, 1, 1, q), DP_OK);
+    ck_assert_int_eq(dp_sequence_save(w->s, w->path, "old", 3), DP_OK);
+}
+
 /* ---- Calls that are to fail ---- */
 
 static dp_status create_runtime(world *w)
@@ -192,6 +205,24 @@ static dp_status decode_batch(world *w)
     return dp_decode_batch(w->rt, 3, requests);
 }
 
+static dp_status save(world *w)
+{
+    return dp_sequence_save(w->s, w->path, "new", 3);
+}
+
+static dp_status load(world *w)
+{
+    return dp_sequence_load(w->rt, w->path, NULL, &w->created);
+}
+
+static dp_status load_copied(world *w)
+{
+    dp_load_options options;
+    dp_load_options_init(&options);
+    options.map = 0;
+    return dp_sequence_load(w->rt, w->path, &options, &w->created);
+}
+
 static const struct scenario {
     const char *function;
     void (*begin)(world *w);
@@ -208,6 +239,9 @@ static const struct scenario {
     {"dp_sequence_truncate", indexed, truncate_clusters, false},
     {"dp_sequence_fork", indexed, fork_it, false},
     {"dp_sequence_fork", prompt, fork_it, false},
+    {"dp_sequence_save", saved, save, false},
+    {"dp_sequence_load", saved, load, false},
+    {"dp_sequence_load", saved, load_copied, false},
     {"dp_prefill", prompt, prefill, false},
     {"dp_prefill", pinned, prefill, false},
     {"dp_decode", indexed, decode, false},
@@ -227,6 +261,7 @@ typedef struct view {
     uint64_t reserved; /* bytes; a call that fails may leave a larger buffer, but in the end nothing is in excess */
     float decoded[2][LAYERS][2][OUT]; /* of the sequence and the one that was created from it: sparse, dense */
     float out[3][PREFILL * OUT];
+    uint32_t file; /* FNV-1a of its bytes */
 } view;
 
 static void look_at(dp_sequence *s, float decoded[LAYERS][2][OUT])
@@ -240,9 +275,19 @@ static void look_at(dp_sequence *s, float decoded[LAYERS][2][OUT])
         }
 }
 
+static uint32_t hash_of(const char *path)
+{
+    uint32_t hash = 2166136261u;
+    FILE *const file = fopen(path, "rb");
+    for (int byte; file && (byte = fgetc(file)) != EOF;) hash = (hash ^ (uint32_t)byte) * 16777619u;
+    if (file) fclose(file);
+    return hash;
+}
+
 static void look(const world *w, view *v)
 {
     memset(v, 0, sizeof *v);
+    v->file = hash_of(w->path);
     memcpy(v->out, w->out, sizeof v->out);
     if (!w->s) return;
     dp_memory m;
@@ -264,11 +309,12 @@ static void end(world *w)
 }
 
 /* One round; returns whether there was a fault. */
-static bool round_with(const struct scenario *sc, long n, bool for_good, const view *wanted)
+static bool round_with(const struct scenario *sc, const char *path, long n, bool for_good, const view *wanted)
 {
     static world w;
     static view before, now;
     memset(&w, 0, sizeof w);
+    w.path = path;
     const faults_held held = faults_held_now();
     sc->begin(&w);
     look(&w, &before);
@@ -285,6 +331,8 @@ static bool round_with(const struct scenario *sc, long n, bool for_good, const v
         look(&w, &now);
         ck_assert_ptr_null(w.created);
         before.reserved = now.reserved;
+        ck_assert_uint_le(scratch_count(), 1); /* nothing half written */
+        if (now.file == wanted->file) before.file = now.file; /* complete; only the folder's fsync failed */
         if (!sc->in_parts)
             ck_assert_msg(memcmp(&now, &before, sizeof now) == 0, "%s: fault %ld left traces", sc->function, n);
         ck_assert_int_eq(sc->call(&w), DP_OK);
@@ -295,9 +343,10 @@ static bool round_with(const struct scenario *sc, long n, bool for_good, const v
     end(&w);
     const faults_held left = faults_held_now();
     ck_assert_msg(memcmp(&left, &held, sizeof left) == 0,
-                  "%s: fault %ld: left are %ld blocks, %ld mapped bytes, %ld files, %ld topologies, %ld bitmaps",
+                  "%s: fault %ld: left are %ld blocks, %ld mapped bytes, %ld files, %ld descriptors, %ld topologies, %ld bitmaps",
                   sc->function, n, left.blocks - held.blocks, left.mapped_bytes - held.mapped_bytes,
-                  left.files - held.files, left.topologies - held.topologies, left.bitmaps - held.bitmaps);
+                  left.files - held.files, left.descriptors - held.descriptors, left.topologies - held.topologies,
+                  left.bitmaps - held.bitmaps);
     return fault;
 }
 
@@ -310,12 +359,13 @@ START_TEST(nth_call_fails)
     make_queries(&r, &c, PREFILL, HEADS, q);
     static world w;
     static view wanted;
+    w.path = scratch_path("snapshot");
     sc->begin(&w);
     ck_assert_int_eq(sc->call(&w), DP_OK);
     look(&w, &wanted);
     end(&w);
     long n = 1;
-    while (round_with(sc, n, for_good, &wanted)) n++;
+    while (round_with(sc, w.path, n, for_good, &wanted)) n++;
     ck_assert_int_gt(n, 1);
     cache_free(&c);
 }
@@ -326,6 +376,7 @@ int main(void)
     Suite *const suite = suite_create("faults");
     TCase *const tc = tcase_create("faults");
     tcase_set_timeout(tc, 240);
+    tcase_add_checked_fixture(tc, scratch_create, scratch_remove);
     tcase_add_loop_test(tc, nth_call_fails, 0, 2 * N_SCENARIOS);
     suite_add_tcase(suite, tc);
     return run_suite(suite);

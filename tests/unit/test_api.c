@@ -172,7 +172,7 @@ END_TEST
 
 START_TEST(words)
 {
-    for (int status = 1; status >= -5; status--) ck_assert_ptr_nonnull(dp_strerror((dp_status)status));
+    for (int status = 1; status >= -6; status--) ck_assert_ptr_nonnull(dp_strerror((dp_status)status));
     ck_assert_str_eq(dp_strerror(DP_OK), "success");
     ck_assert_uint_eq(dp_version(), DP_VERSION_NUMBER);
     char text[4];
