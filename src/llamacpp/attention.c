@@ -11,6 +11,7 @@
 
 enum {
     QUERIES = 16,        /* of one sequence in a step, at most: a draft to verify */
+    OBSERVED = 64,       /* of a prompt's queries in a step, at most: the index is shown a sample */
     GROUPS = 64,         /* sequences in a step, at most */
     SPARE_TOKENS = 256,  /* a list is cut back by so many tokens at most; beyond that another one is begun */
     REBUILD_TOKENS = 64, /* more than that read anew is a rebuild */
@@ -303,9 +304,36 @@ static void add_sinks(const float *sinks, const float *lse, uint32_t n, uint32_t
     }
 }
 
+static void load_query(const stream_step *step, uint32_t row, float *q)
+{
+    const struct ggml_tensor *const from = step->node->src[0];
+    const list_shape *const shape = &step->layer->shape;
+    for (uint32_t h = 0; h < shape->query_heads; h++)
+        memcpy(q + h * shape->key_dim,
+               (const char *)from->data + row * from->nb[1] + h * from->nb[2] + (size_t)step->index * from->nb[3],
+               shape->key_dim * sizeof *q);
+}
+
+/* Shows the index what a prompt asks, evenly spread over the group's rows. Without memory it does without. */
+static void observe_group(const stream_step *step, uint32_t group, attention_scratch *scratch)
+{
+    const list_shape *const shape = &step->layer->shape;
+    const query_group *const g = &step->groups[group];
+    const uint32_t wanted = g->n < OBSERVED ? g->n : OBSERVED;
+    const size_t q_row = (size_t)shape->query_heads * shape->key_dim;
+    float *const qs = shape->dense ? NULL : floats_of(scratch, wanted * q_row);
+    if (!qs || !g->list->sequence) return;
+    uint32_t n = 0;
+    for (uint32_t i = 0, r = g->first; i < g->n; i++) {
+        if ((i + 1) * wanted / g->n > n) load_query(step, r, qs + n++ * q_row);
+        if (i + 1 < g->n) r = next_row(step, group, r);
+    }
+    if (dp_observe_queries(g->list->sequence, 0, n, qs) == DP_OK) atomic_fetch_add(&plugin.counters.queries, n);
+}
+
 static bool decode_group(const stream_step *step, uint32_t group, attention_scratch *scratch)
 {
-    const struct ggml_tensor *const node = step->node, *const q = node->src[0], *const sinks = node->src[4];
+    const struct ggml_tensor *const node = step->node, *const sinks = node->src[4];
     const list_shape *const shape = &step->layer->shape;
     const query_group *const g = &step->groups[group];
     const size_t q_row = (size_t)shape->query_heads * shape->key_dim,
@@ -315,10 +343,7 @@ static bool decode_group(const stream_step *step, uint32_t group, attention_scra
     float *const out = qs + g->n * q_row, *const lse = out + g->n * out_row;
     uint32_t r = g->first;
     for (uint32_t i = 0; i < g->n; i++) {
-        for (uint32_t h = 0; h < shape->query_heads; h++)
-            memcpy(qs + i * q_row + h * shape->key_dim,
-                   (const char *)q->data + r * q->nb[1] + h * q->nb[2] + (size_t)step->index * q->nb[3],
-                   shape->key_dim * sizeof *qs);
+        load_query(step, r, qs + i * q_row);
         if (i + 1 < g->n) r = next_row(step, group, r);
     }
     dp_attention_params params;
@@ -418,7 +443,9 @@ bool attention_compute(const struct ggml_tensor *node, attention_scratch *scratc
             continue;
         }
         const bool small = is_decode(&step);
-        decode &= copy_lists(&step, small, n_threads) && small;
+        const bool copied = copy_lists(&step, small, n_threads);
+        for (uint32_t g = 0; g < step.n_groups && copied && !small; g++) observe_group(&step, g, scratch);
+        decode &= copied && small;
         decode = decode && decode_stream(&step, scratch);
     }
     if (decode && layer->calls % AWAKE_CALLS == 0 && layer->patience < CACHE_PATIENCE) layer->patience++;

@@ -34,11 +34,12 @@ static void print_stats(void)
     fprintf(
         stderr,
         "doublep: attention nodes: %llu sparse, %llu dense, %llu passed on; read %.1f of %.1f MB (%.1f %%) in %.2f s; "
-        "%llu rows copied in %.2f s, %llu lists rebuilt\n",
+        "%llu rows copied in %.2f s, %llu prompt queries seen, %llu lists rebuilt\n",
         (unsigned long long)c->sparse, (unsigned long long)c->dense, (unsigned long long)c->passed,
         (double)c->bytes / 1e6, (double)c->bytes_dense / 1e6,
         c->bytes_dense ? 100.0 * (double)c->bytes / (double)c->bytes_dense : 0.0, (double)c->decode_ns / 1e9,
-        (unsigned long long)c->tokens_copied, (double)c->copy_ns / 1e9, (unsigned long long)c->rebuilds);
+        (unsigned long long)c->tokens_copied, (double)c->copy_ns / 1e9, (unsigned long long)c->queries,
+        (unsigned long long)c->rebuilds);
 }
 
 static void free_backend(ggml_backend_t backend)

@@ -14,6 +14,7 @@ typedef struct plugin_counters {
     _Atomic uint64_t passed;        /* claimed, but left to the CPU backend: prompts, and masks that no list fits */
     _Atomic uint64_t bytes, bytes_dense;
     _Atomic uint64_t tokens_copied; /* per layer */
+    _Atomic uint64_t queries;       /* of prompts, that the index was shown; per layer */
     _Atomic uint64_t rebuilds;      /* lists that had to be read again from the cache */
     _Atomic uint64_t copy_ns, decode_ns;
 } plugin_counters;

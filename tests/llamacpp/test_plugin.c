@@ -293,9 +293,9 @@ static double distance(const run *r, int output, const float *a, const float *b)
     return sqrt(sum / r->n_vocab);
 }
 
-static void compare(void (*scenario)(run *), void (*change)(struct llama_context_params *))
+static run open_model(const char *epsilon)
 {
-    setenv("DOUBLEP_EPSILON", "0", 1);
+    setenv("DOUBLEP_EPSILON", epsilon, 1);
     setenv("DOUBLEP_MIN_CONTEXT", "256", 1);
     llama_log_set(quiet, NULL);
     run r = {.params = llama_context_default_params()};
@@ -308,8 +308,13 @@ static void compare(void (*scenario)(run *), void (*change)(struct llama_context
     r.params.n_seq_max = SLOTS;
     r.params.kv_unified = true;
     r.params.n_threads = r.params.n_threads_batch = THREADS;
-    if (change) change(&r.params);
+    return r;
+}
 
+static void compare(void (*scenario)(run *), void (*change)(struct llama_context_params *))
+{
+    run r = open_model("0");
+    if (change) change(&r.params);
     const size_t floats = (size_t)MAX_LOGITS * (size_t)r.n_vocab;
     float *const exact = r.logits = malloc(floats * sizeof *exact);
     const struct llama_context_params params = r.params;
@@ -400,6 +405,33 @@ START_TEST(case_test)
 }
 END_TEST
 
+/* Of each part of a prompt the index is shown 64 queries, or all of fewer; but of a context's first two: one passes before
+ * anything is claimed, the next makes the layers known. Steps and dense layers show none. */
+START_TEST(prompts_show_their_queries)
+{
+    setenv("DOUBLEP_DENSE_LAYERS", "1", 1);
+    run r = open_model("0.05");
+    const uint64_t sparse_layers = (uint64_t)llama_model_n_layer(r.model) - 1;
+    float *const logits = r.logits = malloc((size_t)MAX_LOGITS * (size_t)r.n_vocab * sizeof *logits);
+    const plugin_counters *const counters = load_plugin();
+    r.ctx = llama_init_from_model(r.model, r.params);
+    ck_assert_ptr_nonnull(r.ctx);
+    prompt(&r, 1, 0, 3 * 256 + 40, 0); /* four parts */
+    ck_assert_uint_eq(counters->queries, sparse_layers * (64 + 40));
+    prompt(&r, 1, 3 * 256 + 40, CONTEXT - 300, 0);
+    const uint64_t seen = counters->queries;
+    ck_assert_uint_eq(seen, sparse_layers * (64 + 40 + (CONTEXT - 300 - 3 * 256 - 40 + 255) / 256 * 64));
+    steps(&r, 1, CONTEXT - 300, CONTEXT - 290, 0);
+    ck_assert_uint_eq(counters->queries, seen);
+    ck_assert_uint_gt(counters->sparse, 0);
+    for (int i = 0; i < r.n * r.n_vocab; i++) ck_assert(isfinite(logits[i]));
+    llama_free(r.ctx);
+    llama_model_free(r.model);
+    free(logits);
+    unsetenv("DOUBLEP_DENSE_LAYERS");
+}
+END_TEST
+
 START_TEST(declines_to_load)
 {
     const size_t devices = ggml_backend_dev_count();
@@ -437,6 +469,7 @@ int main(int argc, char **argv)
     TCase *const tcase = tcase_create("cache");
     tcase_set_timeout(tcase, 120);
     tcase_add_loop_test(tcase, case_test, first, last);
+    if (argc == 1) tcase_add_test(tcase, prompts_show_their_queries);
     if (argc == 1) tcase_add_test(tcase, declines_to_load);
     suite_add_tcase(suite, tcase);
     SRunner *const runner = srunner_create(suite);
