@@ -5,6 +5,7 @@
 #ifndef DP_SIMD_ROW_GROUPS_H
 #define DP_SIMD_ROW_GROUPS_H
 
+#include <stdint.h>
 #include <string.h>
 
 #include "inline.h"
@@ -35,9 +36,9 @@ DP_INLINE int is_turn(size_t *others, share ahead)
 DP_INLINE void prefetch_block(const void *row, size_t j, size_t block, dp_type type)
 {
     const size_t element = type == DP_F32 ? 4 : 2, bytes = block * element;
-    const char *const first = (const char *)row + j * element;
+    const uintptr_t first = (uintptr_t)row + j * element; /* a number: the address need not be anyone's */
     if (bytes < 64 && j * element % 64 != 0) return;
-    for (size_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(first + offset, 0, 2);
+    for (size_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch((const void *)(first + offset), 0, 2);
 }
 
 /* Fetching during a pass over columns j .. j + width - 1 of all rows: in address order, a slice of `width` elements of a

@@ -235,7 +235,7 @@ START_TEST(nearest_of_every_length)
             fill(half_norm, n, _i == SPECIAL ? ORDINARY : (contents)_i);
             if (round % 2) /* many ties */
                 for (size_t i = 0; i < n; i++) {
-                    dot[i] = (float)(int)(dot[i] * 2);
+                    dot[i] = truncf(dot[i] * 2);
                     half_norm[i] = 0.5f;
                 }
             if (round == 7)
