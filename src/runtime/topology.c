@@ -3,6 +3,7 @@
 
 #include <omp.h>
 #include <stdbool.h>
+#include <stdlib.h>
 
 static uint64_t cache_bytes(hwloc_topology_t t, hwloc_obj_type_t type)
 {
@@ -38,50 +39,99 @@ int dp_topology_init(dp_topology *topology)
         if (known) (void)hwloc_topology_restrict(t, bound, HWLOC_RESTRICT_FLAG_REMOVE_CPULESS);
         hwloc_bitmap_free(bound);
     }
-    topology->hwloc = t;
-    topology->n_pus = hwloc_get_nbobjs_by_type(t, HWLOC_OBJ_PU);
-    topology->n_cores = hwloc_get_nbobjs_by_type(t, HWLOC_OBJ_CORE);
-    if (topology->n_cores < 1) topology->n_cores = topology->n_pus; /* some platforms show no cores */
-    topology->n_nodes = hwloc_get_nbobjs_by_type(t, HWLOC_OBJ_NUMANODE);
-    if (topology->n_nodes < 1) topology->n_nodes = 1;
-    topology->l1d_bytes = cache_bytes(t, HWLOC_OBJ_L1CACHE);
-    topology->l2_bytes = cache_bytes(t, HWLOC_OBJ_L2CACHE);
-    topology->l3_bytes = cache_bytes(t, HWLOC_OBJ_L3CACHE);
-    return topology->n_pus >= 1 ? 0 : (hwloc_topology_destroy(t), -1);
+    return dp_topology_adopt(topology, t);
 }
 
-void dp_topology_free(dp_topology *topology)
+static hwloc_obj_t core_object(hwloc_topology_t t, int core)
 {
-    hwloc_topology_destroy(topology->hwloc);
+    const hwloc_obj_t found = hwloc_get_obj_by_type(t, HWLOC_OBJ_CORE, (unsigned)core);
+    return found ? found : hwloc_get_obj_by_type(t, HWLOC_OBJ_PU, (unsigned)core);
 }
 
-static hwloc_obj_t core_object(const dp_topology *topology, int core)
+static int find_node(hwloc_topology_t t, int n_nodes, hwloc_obj_t core)
 {
-    const hwloc_obj_t found = hwloc_get_obj_by_type(topology->hwloc, HWLOC_OBJ_CORE, (unsigned)core);
-    return found ? found : hwloc_get_obj_by_type(topology->hwloc, HWLOC_OBJ_PU, (unsigned)core);
-}
-
-int dp_topology_core(const dp_topology *topology, dp_pinning pinning, int thread, int n_threads)
-{
-    const int n = topology->n_cores;
-    if (pinning == DP_PIN_SCATTER && n_threads < n) return (int)((int64_t)thread * n / n_threads);
-    return thread % n;
-}
-
-int dp_topology_node_of_core(const dp_topology *topology, int core)
-{
-    const hwloc_obj_t object = core_object(topology, core);
-    if (!object) return 0;
-    for (int node = 0; node < topology->n_nodes; node++) {
-        const hwloc_obj_t n = hwloc_get_obj_by_type(topology->hwloc, HWLOC_OBJ_NUMANODE, (unsigned)node);
-        if (n && n->cpuset && hwloc_bitmap_intersects(n->cpuset, object->cpuset)) return node;
+    for (int node = 0; node < n_nodes; node++) {
+        const hwloc_obj_t n = hwloc_get_obj_by_type(t, HWLOC_OBJ_NUMANODE, (unsigned)node);
+        if (n && n->cpuset && core && hwloc_bitmap_intersects(n->cpuset, core->cpuset)) return node;
     }
     return 0;
 }
 
+int dp_topology_adopt(dp_topology *topology, hwloc_topology_t t)
+{
+    *topology = (dp_topology){.hwloc = t,
+                              .n_pus = hwloc_get_nbobjs_by_type(t, HWLOC_OBJ_PU),
+                              .n_cores = hwloc_get_nbobjs_by_type(t, HWLOC_OBJ_CORE),
+                              .n_nodes = hwloc_get_nbobjs_by_type(t, HWLOC_OBJ_NUMANODE),
+                              .l1d_bytes = cache_bytes(t, HWLOC_OBJ_L1CACHE),
+                              .l2_bytes = cache_bytes(t, HWLOC_OBJ_L2CACHE),
+                              .l3_bytes = cache_bytes(t, HWLOC_OBJ_L3CACHE)};
+    if (topology->n_cores < 1) topology->n_cores = topology->n_pus; /* some platforms show no cores */
+    if (topology->n_nodes < 1) topology->n_nodes = 1;
+    int *const table =
+        topology->n_pus < 1 ? NULL : calloc((size_t)(topology->n_cores + topology->n_nodes), sizeof *table);
+    if (!table) {
+        hwloc_topology_destroy(t);
+        return -1;
+    }
+    topology->core_node = table;
+    topology->node_cores = table + topology->n_cores;
+    for (int core = 0; core < topology->n_cores; core++) {
+        const int node = find_node(t, topology->n_nodes, core_object(t, core));
+        topology->core_node[core] = node;
+        topology->node_cores[node]++;
+    }
+    return 0;
+}
+
+void dp_topology_free(dp_topology *topology)
+{
+    free(topology->core_node);
+    hwloc_topology_destroy(topology->hwloc);
+}
+
+/* Threads that nodes have together when each has `level`, or one for each of its cores where these are fewer. */
+static int dealt(const dp_topology *topology, int level)
+{
+    int n = 0;
+    for (int node = 0; node < topology->n_nodes; node++)
+        n += topology->node_cores[node] < level ? topology->node_cores[node] : level;
+    return n;
+}
+
+/* Fewer threads than cores are dealt out to the nodes in turn, as far as these have cores; a node's share is spread over
+ * its cores. */
+static int scattered_core(const dp_topology *topology, int thread, int n_threads)
+{
+    int level = 0;
+    while (dealt(topology, level + 1) <= n_threads) level++;
+    int left = n_threads - dealt(topology, level), node = 0, share = 0;
+    for (;; node++) {
+        const int cores = topology->node_cores[node], more = cores > level && left > 0;
+        left -= more;
+        share = (cores < level ? cores : level) + more;
+        if (thread < share) break;
+        thread -= share;
+    }
+    int nth = (int)((int64_t)thread * topology->node_cores[node] / share), core = 0;
+    while (topology->core_node[core] != node || nth-- > 0) core++;
+    return core;
+}
+
+int dp_topology_core(const dp_topology *topology, dp_pinning pinning, int thread, int n_threads)
+{
+    if (pinning == DP_PIN_SCATTER && n_threads < topology->n_cores) return scattered_core(topology, thread, n_threads);
+    return thread % topology->n_cores;
+}
+
+int dp_topology_node_of_core(const dp_topology *topology, int core)
+{
+    return topology->core_node[core];
+}
+
 hwloc_bitmap_t dp_topology_bind(const dp_topology *topology, int core)
 {
-    const hwloc_obj_t object = core_object(topology, core);
+    const hwloc_obj_t object = core_object(topology->hwloc, core);
     if (!object || !hwloc_topology_is_thissystem(topology->hwloc)) return NULL;
     const hwloc_bitmap_t before = hwloc_bitmap_alloc();
     if (before && !hwloc_get_cpubind(topology->hwloc, before, HWLOC_CPUBIND_THREAD) &&

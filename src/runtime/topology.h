@@ -12,11 +12,16 @@
 typedef struct dp_topology {
     hwloc_topology_t hwloc;
     int n_cores, n_pus, n_nodes;
+    int *core_node;  /* [n_cores] */
+    int *node_cores; /* [n_nodes] how many */
     uint64_t l1d_bytes, l2_bytes, l3_bytes;
 } dp_topology;
 
 /* Returns 0, or -1 where hwloc fails. */
 int dp_topology_init(dp_topology *topology);
+
+/* The same with a loaded topology of hwloc's, which is dp_topology's from then on, or is destroyed where that fails. */
+int dp_topology_adopt(dp_topology *topology, hwloc_topology_t loaded);
 void dp_topology_free(dp_topology *topology);
 
 /* The core (logical index) that thread i of n takes, and the NUMA node (logical index) of that core. */
