@@ -102,3 +102,17 @@ void method_cache_read(const method_cache *c, uint32_t layer, uint64_t first, si
         }
     }
 }
+
+dp_status method_cache_lend(const method_cache *c, dp_sequence *sequence, const dp_sequence_config *config, uint32_t layer)
+{
+    dp_borrowed_rows rows;
+    dp_borrowed_rows_init(&rows);
+    rows.k = method_cache_keys(c, layer, 0);
+    rows.v = method_cache_values(c, layer, 0);
+    rows.k_token_stride = c->format.key_bytes;
+    rows.v_token_stride = c->format.value_bytes;
+    rows.k_head_stride = c->capacity * c->format.key_bytes;
+    rows.v_head_stride = c->capacity * c->format.value_bytes;
+    rows.n_tokens = c->capacity;
+    return config->borrowed ? dp_borrow(sequence, layer, &rows) : DP_OK;
+}

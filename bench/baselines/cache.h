@@ -44,6 +44,10 @@ void method_cache_truncate(method_cache *cache, uint64_t n_tokens);
 /* Tokens first .. first + n - 1 of a layer as f32 in the order of dp_append: k[n][n_kv_heads][key_dim], v likewise. */
 void method_cache_read(const method_cache *cache, uint32_t layer, uint64_t first, size_t n, float *k, float *v);
 
+/* Lends a layer's rows, and the place of those to come, to a sequence that borrows by its config. */
+dp_status method_cache_lend(const method_cache *cache, dp_sequence *sequence, const dp_sequence_config *config,
+                            uint32_t layer);
+
 static inline char *method_cache_keys(const method_cache *c, uint32_t layer, uint32_t kv_head)
 {
     return c->k + ((size_t)layer * c->n_kv_heads + kv_head) * c->capacity * c->format.key_bytes;

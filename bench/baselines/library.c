@@ -42,6 +42,7 @@ static const method_field fields[] = {
     FIELD("query_metric", sequence.query_metric, true),
     FIELD("query_origin", sequence.query_origin, true),
     CHOICE("clustering", sequence.clustering, clustering_names, true),
+    FIELD("borrowed", sequence.borrowed, true), /* no copy: the cache's rows as they lie there */
 };
 enum { N_FIELDS = sizeof(fields) / sizeof(fields[0]) };
 
@@ -141,15 +142,19 @@ static dp_status fill(library_state *s)
                                         c->queries + (l * (size_t)METHOD_QUERIES + i) * width);
         if (status != DP_OK)
             break;
-        float *const k = malloc(n * c->n_kv_heads * c->format.key_dim * sizeof(*k));
-        float *const v = malloc(n * c->n_kv_heads * c->format.value_dim * sizeof(*v));
-        status = DP_ERR_NO_MEMORY;
-        if (k && v) {
-            method_cache_read(c, l, 0, n, k, v);
-            status = dp_append(s->sequence, l, n, k, 0, v, 0);
+        if (s->settings.sequence.borrowed) {
+            status = dp_append(s->sequence, l, n, NULL, 0, NULL, 0);
+        } else {
+            float *const k = malloc(n * c->n_kv_heads * c->format.key_dim * sizeof(*k));
+            float *const v = malloc(n * c->n_kv_heads * c->format.value_dim * sizeof(*v));
+            status = DP_ERR_NO_MEMORY;
+            if (k && v) {
+                method_cache_read(c, l, 0, n, k, v);
+                status = dp_append(s->sequence, l, n, k, 0, v, 0);
+            }
+            free(k);
+            free(v);
         }
-        free(k);
-        free(v);
         if (status == DP_OK)
             status = dp_build_index(s->sequence, l);
     }
@@ -178,6 +183,8 @@ static void *state_create(method_cache *cache, const void *settings, char *error
             status = dp_sequence_create(cache->runtime, c, &s->sequence);
         if (status == DP_OK)
             status = set_dense_layers(s);
+        for (uint32_t l = 0; l < cache->n_layers && status == DP_OK; l++)
+            status = method_cache_lend(cache, s->sequence, c, l);
         if (status == DP_OK)
             status = fill(s);
         for (uint32_t l = 0; l < cache->n_layers && status == DP_OK; l++)
@@ -216,7 +223,9 @@ static bool restart(void *state, const void *settings)
 
 static bool append(void *state, uint32_t layer, const float *k, const float *v)
 {
-    return dp_append(((library_state *)state)->sequence, layer, 1, k, 0, v, 0) == DP_OK;
+    const library_state *const s = state;
+    const bool borrowed = s->settings.sequence.borrowed;
+    return dp_append(s->sequence, layer, 1, borrowed ? NULL : k, 0, borrowed ? NULL : v, 0) == DP_OK;
 }
 
 static uint64_t now_ns(void)

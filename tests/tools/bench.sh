@@ -22,7 +22,7 @@ expect 1 'MiB are free' bench --buffer 8 --context 64M --layers 4096
 # One run of everything: library and baseline methods, JSON and picture.
 small='--shape 4x2x32 --steps 4 --layers 2 --growth 3 --buffer 8'
 # shellcheck disable=SC2086
-expect 0 '^double-p ' bench $small --context 2K,4K --methods dense,double-p,double-p:epsilon=0,quest \
+expect 0 '^double-p ' bench $small --context 2K,4K --methods dense,double-p,double-p:epsilon=0,double-p:borrowed=1,quest \
     --json "$work/b.json" --svg "$work/b.svg"
 grep -q 'synthetic' "$work/out" || { echo "FAIL: the table does not say that its inputs are synthetic"; failed=1; }
 for key in machine stream_gbps gather_gbps counters methods name ms_median ms_p10 ms_p90 bytes gbps limit_share stages \

@@ -644,7 +644,7 @@ int main(void)
     tcase_add_test(tc, errors);
     suite_add_tcase(suite, tc);
     TCase *const slow = slow_cases(suite);
-    tcase_add_loop_test(slow, any_shape_and_layout, 10, 30);
+    tcase_add_loop_test(slow, any_shape_and_layout, 10, 24);
     tcase_add_loop_test(slow, forks_share_pages, 0, 8);
     tcase_add_loop_test(slow, changes_at_any_time, 0, 4);
     return run_suite(suite);

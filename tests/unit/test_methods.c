@@ -86,6 +86,29 @@ END_TEST
 
 /* Where the prompt itself was clustered since, in a layer that was dense before, Double-P's index is another one, and it
  * says so. */
+/* Without a copy of the cache the library attends to the same bits. */
+START_TEST(borrowed_rows_are_no_difference)
+{
+    fixture f = fixture_create((dp_type)_i, 2, PROMPT);
+    float want[16 * VALUE_DIM];
+    method_report reports[2];
+    for (int borrowed = 0; borrowed < 2; borrowed++) {
+        method_cache_truncate(f.cache, PROMPT);
+        void *const state = create(&method_double_p, &f, borrowed ? "min_context=0:borrowed=1" : "min_context=0");
+        grow(&method_double_p, state, &f, PROMPT, ALL);
+        reports[borrowed] = attend(&method_double_p, state, &f);
+        if (!borrowed)
+            memcpy(want, f.out, sizeof(want));
+        method_double_p.free(state);
+    }
+    ck_assert_mem_eq(want, f.out, f.n_heads * VALUE_DIM * sizeof(float));
+    ck_assert_uint_eq(reports[0].bytes_rows, reports[1].bytes_rows);
+    ck_assert_uint_eq(reports[0].bytes_index, reports[1].bytes_index);
+    ck_assert_uint_lt(reports[1].bytes_rows, method_cache_dense_bytes(f.cache, 0));
+    fixture_free(&f);
+}
+END_TEST
+
 START_TEST(other_index_is_not_restarted)
 {
     fixture f = fixture_create(DP_BF16, 2, PROMPT);
@@ -161,6 +184,7 @@ int main(void)
     tcase_set_timeout(cases, 120);
     tcase_add_loop_test(cases, everything_is_dense_attention, 0, DP_TYPE_COUNT);
     tcase_add_loop_test(cases, restarted_state_is_a_new_one, 0, sizeof(restarts) / sizeof(restarts[0]));
+    tcase_add_loop_test(cases, borrowed_rows_are_no_difference, 0, DP_TYPE_COUNT);
     tcase_add_test(cases, other_index_is_not_restarted);
     tcase_add_loop_test(cases, largest_of_many, 0, 60);
     tcase_add_test(cases, settings_by_name);

@@ -25,7 +25,7 @@ struct contenders {
     dp_runtime *runtime;
     uint32_t n_layers;
     contender list[BENCH_METHODS];
-    method_cache *cache; /* NULL where there is no baseline */
+    method_cache *cache; /* NULL where there is no baseline, nor a sequence that borrows */
     float *k, *v;        /* [CHUNK] tokens */
     char *error;
     size_t error_size;
@@ -67,13 +67,14 @@ static void describe(const bench_settings *settings, contender *list)
 size_t contenders_copies(const bench_settings *settings)
 {
     contender list[BENCH_METHODS];
-    size_t copies = 0, baselines = 0;
+    size_t copies = 0, cached = 0;
     describe(settings, list);
     for (size_t i = 0; i < settings->methods.count; i++) {
-        copies += list[i].params && list[i].owner == i;
-        baselines += !list[i].params;
+        const bool borrows = list[i].config.borrowed;
+        copies += list[i].owner == i && !borrows;
+        cached += !list[i].params || borrows;
     }
-    return copies + baselines + (baselines > 0);
+    return copies + (cached > 0);
 }
 
 static bool create_sequence(contenders *c, contender *m)
@@ -89,6 +90,9 @@ static bool create_sequence(contenders *c, contender *m)
         return false;
     for (uint32_t l = 0; m->dense && l < c->n_layers; l++)
         if (!check(c, dp_sequence_set_dense(m->sequence, l, 1)))
+            return false;
+    for (uint32_t l = 0; c->cache && l < c->n_layers; l++)
+        if (!check(c, method_cache_lend(c->cache, m->sequence, config, l)))
             return false;
     return true;
 }
@@ -124,11 +128,11 @@ contenders *contenders_create(const bench_settings *settings, dp_runtime *runtim
     bool done = (c->k && c->v) || fail(c, "out of memory");
     for (size_t i = 0; done && i < settings->methods.count; i++) {
         contender *const m = &c->list[i];
-        if (!m->params)
+        if (!m->params || m->config.borrowed)
             done = c->cache || create_cache(c, capacity);
-        else if (m->owner == i)
+        if (done && m->params && m->owner == i)
             done = create_sequence(c, m);
-        else
+        else if (m->params)
             m->sequence = c->list[m->owner].sequence;
     }
     if (done)
@@ -162,6 +166,14 @@ static uint64_t clustered(const dp_sequence *sequence)
     return dp_sequence_memory(sequence, &memory) == DP_OK ? memory.clustered_tokens : 0;
 }
 
+/* A sequence that borrows finds them in the cache. */
+static bool append_tokens(const contenders *c, const contender *m, uint32_t layer, size_t n, const float *k,
+                          const float *v)
+{
+    const bool borrows = m->config.borrowed;
+    return check(c, dp_append(m->sequence, layer, n, borrows ? NULL : k, 0, borrows ? NULL : v, 0));
+}
+
 /* The time of the index is that of the appends which clustered, less what storing such a chunk takes (the median of the
  * appends that did not), and of the final build. */
 static bool fill_sequence(contenders *c, const contender *m, bench_source *source, uint64_t context,
@@ -180,7 +192,7 @@ static bool fill_sequence(contenders *c, const contender *m, bench_source *sourc
             const size_t n = context - first < CHUNK ? (size_t)(context - first) : CHUNK;
             source->rows(source, l, first, n, c->k, c->v);
             const uint64_t start = clock_ns();
-            ok = check(c, dp_append(m->sequence, l, n, c->k, 0, c->v, 0));
+            ok = append_tokens(c, m, l, n, c->k, c->v);
             const double ms = (double)(clock_ns() - start) * 1e-6;
             const uint64_t now = clustered(m->sequence);
             if (now != before) {
@@ -229,11 +241,11 @@ static bool fill_cache(contenders *c, bench_source *source, uint64_t context)
 
 bool contenders_fill(contenders *c, bench_source *source, uint64_t context, bench_figures *figures)
 {
+    if (c->cache && !fill_cache(c, source, context))
+        return false;
     for (size_t i = 0; i < c->settings->methods.count; i++)
         if (c->list[i].sequence && c->list[i].owner == i && !fill_sequence(c, &c->list[i], source, context, figures))
             return false;
-    if (c->cache && !fill_cache(c, source, context))
-        return false;
     for (size_t i = 0; i < c->settings->methods.count; i++) {
         contender *const m = &c->list[i];
         if (m->sequence)
@@ -254,7 +266,7 @@ bool contenders_fill(contenders *c, bench_source *source, uint64_t context, benc
 static bool append_one(contenders *c, const contender *m, uint32_t layer, const float *k, const float *v, double *ms)
 {
     const uint64_t start = clock_ns();
-    const bool done = m->sequence ? check(c, dp_append(m->sequence, layer, 1, k, 0, v, 0))
+    const bool done = m->sequence ? append_tokens(c, m, layer, 1, k, v)
                                   : m->method->type->append(m->state, layer, k, v) || fail(c, "a baseline could not append");
     *ms = (double)(clock_ns() - start) * 1e-6;
     return done;
@@ -262,9 +274,12 @@ static bool append_one(contenders *c, const contender *m, uint32_t layer, const 
 
 bool contenders_append(contenders *c, size_t method, uint32_t layer, const float *k, const float *v, double *ms)
 {
-    if (method != SIZE_MAX) /* growth: a baseline's cache grows with it */
-        return (c->list[method].sequence || append_to_cache(c, layer, 1, k, v)) &&
-               append_one(c, &c->list[method], layer, k, v, ms);
+    if (method != SIZE_MAX) { /* growth: a baseline's cache grows with it, or that of a sequence which borrows */
+        const contender *const m = &c->list[method];
+        const bool there = m->sequence && (!m->config.borrowed ||
+                                           dp_sequence_tokens(m->sequence, layer) < c->cache->n_tokens[layer]);
+        return (there || append_to_cache(c, layer, 1, k, v)) && append_one(c, m, layer, k, v, ms);
+    }
     if (c->cache && !append_to_cache(c, layer, 1, k, v))
         return false;
     for (size_t i = 0; i < c->settings->methods.count; i++)
