@@ -17,7 +17,8 @@
 
 enum {
     DP_PANEL = 16,    /* clusters in a centroid panel, on every ISA: the layout in memory does not depend on the ISA */
-    DP_MAX_DIM = 512, /* largest d of key_logits */
+    DP_MAX_DIM = 512, /* largest d of key_logits and code_logits */
+    DP_WORST_ERROR = 100, /* see cluster_mass */
 };
 
 /* dst[i] = src[i] in another type. To f16 and bf16: round to nearest even, overflow to Inf, NaN stays NaN (quiet),
@@ -53,6 +54,13 @@ typedef void (*dp_key_logits_fn)(const float *q, size_t heads, size_t d, const v
 typedef void (*dp_weighted_values_fn)(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n,
                                       size_t ahead, size_t d, float *acc);
 
+/* out[h * out_stride + i] = (factor[h] * step(i)) * (float)sum_j q[h * d + j] * (2 code(i, j) - 15), h < heads, i < n: keys to
+ * four bits. q: int8, none -128. codes: d / 2 bytes a token, tokens one after the other; byte j has dimension j in its low
+ * half and j + d / 2 in its high half. step: bf16. d: a multiple of 8, at most DP_MAX_DIM. The sums are exact integers and
+ * the rest is in this order: the same bits on every ISA. */
+typedef void (*dp_code_logits_fn)(const int8_t *q, const float *factor, size_t heads, size_t d, const uint8_t *codes,
+                                  const uint16_t *step, size_t n, float *out, size_t out_stride);
+
 /* Largest x[i]; NaN are passed over; -Inf when n = 0 or nothing but NaN. */
 typedef float (*dp_max_fn)(const float *x, size_t n);
 
@@ -60,28 +68,29 @@ typedef float (*dp_max_fn)(const float *x, size_t n);
  * returns the sum. Arguments below -87 may give 0; relative error of exp at most 4 ulp. NaN stays NaN. */
 typedef float (*dp_exp_sum_fn)(float *x, size_t n, float max);
 
-/* Stage 1, first half: size, spread and limit are bf16 (a third of the bytes of the scan would be theirs as f32). In
- * place, for clusters with size[i] > 0, with the standard deviation of the logits in the cluster
+/* Stage 1, first half: size, spread and limit are bf16 (a third of the bytes of the scan would be theirs as f32). For
+ * clusters with size[i] > 0, with the standard deviation of the logits in the cluster
  * sigma = sqrt(variance * spread[i]) and limit[i] = sqrt(2 log size[i]),
- *   x[i] = base + scale * x[i] + m (sigma - m / 2),  m = min(sigma, limit[i]);
- * -Inf for the padding (size 0). Returns the largest (NaN passed over). The last term is the logarithm of the mean of
+ *   out[i] = base + scale * x[i] + m (sigma - m / 2),  m = min(sigma, limit[i]);
+ * -Inf for the padding (size 0). out may be x. Returns the largest (NaN passed over). The last term is the logarithm of the mean of
  * exp(deviation from the mean logit): sigma^2 / 2 for normally distributed deviations, as long as a sample of size[i]
  * has any so large; beyond that the largest of the sample decides, which is about limit * sigma, and the mass grows no
  * faster (the random energy model's freezing: B. Derrida, Phys. Rev. B 24, 2613, 1981). variance, spread >= 0. */
-typedef float (*dp_cluster_logits_fn)(float *x, const uint16_t *size, const uint16_t *spread, const uint16_t *limit,
-                                      size_t n, float base, float scale, float variance);
+typedef float (*dp_cluster_logits_fn)(const float *x, const uint16_t *size, const uint16_t *spread,
+                                      const uint16_t *limit, size_t n, float base, float scale, float variance,
+                                      float *out);
 
 /* Stage 1, second half, per cluster i with y = exp(x[i] - max) (max finite or -Inf, as in exp_sum):
  *   mass[i]  = size[i] * y                                          estimated mass, in units of exp(max)
- *   error[i] = mass[i]^2 * min(expm1(2 * variance * spread[i]), size[i])  expected squared error of leaving the cluster
- *              approximated: the relative variance of a lognormal weight, which no sample of that size exceeds. The variance
- *              counts twice because queries are no random directions: they point at what they look for
+ *   error[i] = mass[i]^2 * min(expm1(2 * variance * spread[i]), DP_WORST_ERROR * size[i])  expected squared error of leaving
+ *              the cluster approximated: the relative variance of a lognormal weight, as far as it is to be believed. The
+ *              variance counts twice because queries are no random directions: they point at what they look for
  * size[i] = 0 gives zeros; error may be 0 where y is below 2^-60. Returns the sum of mass. mass may be x. Relative error
  * of expm1 at most 1e-5 (absolute 1e-7 for small arguments will do). variance, spread >= 0, size <= 1e9. */
 typedef float (*dp_cluster_mass_fn)(const float *x, const uint16_t *size, const uint16_t *spread, size_t n, float max,
                                     float variance, float *mass, float *error);
 
-/* Where !(mass[i] < keep): flags[i] |= 1 and joint[i] += weight * error[i]. */
+/* joint[i] += weight * error[i]; flags[i] |= 1 where !(mass[i] < keep). */
 typedef void (*dp_keep_clusters_fn)(const float *mass, const float *error, size_t n, float keep, float weight,
                                     float *joint, uint8_t *flags);
 
@@ -116,6 +125,7 @@ typedef struct dp_kernels {
     dp_from_f32_fn from_f32[DP_TYPE_COUNT];
     dp_score_panels_fn score_panels;
     dp_weighted_means_fn weighted_means;
+    dp_code_logits_fn code_logits;
     dp_key_logits_fn key_logits[DP_TYPE_COUNT];
     dp_weighted_values_fn weighted_values[DP_TYPE_COUNT];
     dp_max_fn max;

@@ -41,6 +41,7 @@ static const method_field fields[] = {
     FIELD("outlier_share", sequence.outlier_share, true),
     FIELD("query_metric", sequence.query_metric, true),
     FIELD("query_origin", sequence.query_origin, true),
+    FIELD("key_codes", sequence.key_codes, true),
     CHOICE("clustering", sequence.clustering, clustering_names, true),
     FIELD("borrowed", sequence.borrowed, true), /* no copy: the cache's rows as they lie there */
 };
@@ -90,6 +91,7 @@ static void defaults_paper(void *settings)
     s->sequence.outlier_share = 0;
     s->sequence.clustering = DP_CLUSTERING_SPHERICAL;
     s->sequence.query_metric = s->sequence.query_origin = 0;
+    s->sequence.key_codes = 0;
 }
 
 /* The library checks its settings itself, when they are used. */
@@ -261,7 +263,7 @@ static bool attend(void *state, uint32_t layer, const float *q, float *out, meth
     dp_attention_stats_init(&stats);
     if (dp_decode_observed(s->sequence, layer, 1, q, &s->settings.params, out, NULL, &stats, observe, s) != DP_OK)
         return false;
-    report->bytes_index = stats.bytes_centroids + stats.bytes_means;
+    report->bytes_index = stats.bytes_centroids + stats.bytes_means + stats.bytes_codes;
     report->bytes_rows = stats.bytes_rows;
     report->own_ns = s->observed_ns;
     return true;

@@ -74,7 +74,7 @@ CASE(weighted_values_bf16_memory)
 }
 CASE(max) { o->sink = k->max(o->x, VALUES); }
 CASE(exp_sum) { o->sink = k->exp_sum(o->y, VALUES, 1); }
-CASE(cluster_logits) { o->sink = k->cluster_logits(o->y, o->sizes, o->spreads, o->limits, VALUES, 0, 0.5f, 1); }
+CASE(cluster_logits) { o->sink = k->cluster_logits(o->y, o->sizes, o->spreads, o->limits, VALUES, 0, 0.5f, 1, o->y); }
 CASE(cluster_mass) { o->sink = k->cluster_mass(o->x, o->sizes, o->spreads, VALUES, 2, 1, o->y, o->out); }
 CASE(keep_clusters) { k->keep_clusters(o->x, o->spread, VALUES, 0.5f, 1, o->y, o->flags); }
 CASE(sum_at_least) { o->sink = k->sum_at_least(o->x, o->spread, VALUES, 0.5f); }

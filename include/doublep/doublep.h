@@ -162,7 +162,7 @@ typedef struct dp_sequence_config {
     uint32_t window;        /* last tokens that are never clustered; default 64, at most 4096 */
 
     /* Index. The defaults are the ones that measured best. */
-    uint32_t tokens_per_cluster;    /* default 16; 4 to 256 */
+    uint32_t tokens_per_cluster;    /* default 24; 4 to 256 */
     uint32_t segment_tokens;        /* a prompt is clustered in segments of so many tokens; default 8192, 64 to 65536 */
     uint32_t pending_tokens;        /* decoded tokens are clustered when so many wait; default 1024, 64 to 65536 */
     uint32_t iterations;            /* of k-means; default 8, 1 to 64 */
@@ -175,6 +175,9 @@ typedef struct dp_sequence_config {
                                        1; 0: plain means (the paper's form) */
     int32_t borrowed;               /* 0 (default): the sequence keeps the rows of keys and values; 1: the caller does, see
                                        dp_borrow */
+    uint32_t key_codes;             /* 1 (default): clustered keys are kept in four bits, too (key_dim / 2 + 2 bytes a token),
+                                       so that refining a cluster reads these and the rows of the few tokens that matter;
+                                       0: refining reads all rows of the cluster */
 } dp_sequence_config;
 
 DP_API void dp_sequence_config_init(dp_sequence_config *config);
@@ -300,10 +303,10 @@ typedef struct dp_memory {
     uint32_t struct_size;
     uint64_t plain_bytes;    /* tokens * (key_dim + value_dim) * element size, over all layers and KV heads */
     uint64_t row_bytes;      /* keys and values; 0 where they are borrowed */
-    uint64_t index_bytes;    /* centroids, mean values, sizes, dispersions, token numbers */
-    uint64_t reserved_bytes; /* all memory that the sequence holds, slack included: at most 1.15 times plain_bytes at 16
-                                tokens per cluster once an indexed 16-bit cache has 64 MiB or more, with key_dim and
-                                value_dim of 64 or more */
+    uint64_t index_bytes;    /* centroids, mean values, sizes, dispersions, keys in four bits, token numbers */
+    uint64_t reserved_bytes; /* all memory that the sequence holds, slack included: at most 1.25 times plain_bytes at 24
+                                tokens per cluster (1.12 without key_codes) once an indexed 16-bit cache has 64 MiB or more,
+                                with key_dim and value_dim of 64 or more */
     uint64_t clustered_tokens; /* per layer and KV head, summed */
     uint64_t clusters;         /* likewise */
     uint64_t shared_bytes;     /* of reserved_bytes: what forks of the sequence hold, too */
@@ -391,9 +394,12 @@ typedef enum dp_refine {
  *   stage 1 keeps the smallest set of clusters with E + mass >= p1 * T
  *   stage 2 refines, token by token, of that set:
  *     DP_REFINE_BUDGET: with the expected squared error of leaving a cluster approximated,
- *                         e_i = exp(2 m_i) min(exp(2 sigma_i^2) - 1, s_i),
- *                       clusters in order of the sum over the group's query heads of e_i / (epsilon * T)^2 per token, until
- *                       that sum over the clusters that are left is at most one per query head
+ *                         e_i = exp(2 m_i) min(exp(2 sigma_i^2) - 1, 100 s_i),
+ *                       clusters (those that stage 1 dropped, too) in order of the sum over the group's query heads of
+ *                       e_i / (epsilon * T)^2 by cost, until that sum over the clusters that are left is at most one per
+ *                       query head. Of a refined cluster of several tokens the keys in four bits are read, then the rows of
+ *                       the tokens with more than 0.3 epsilon^2 of the mass for some query head of the group; the others
+ *                       contribute their estimated mass * v_i (without key_codes: all rows are read)
  *     DP_REFINE_TOP_P:  the smallest set with E + mass >= p2 * T
  *   the others of the set contribute exp(m_i) * v_i; clusters outside it are dropped.
  * Inside a cluster values go with keys, so that v_i should move with the query. It moves alike in all clusters of a segment
@@ -408,9 +414,9 @@ typedef struct dp_attention_params {
     uint32_t struct_size;
     dp_method method;     /* default DP_DOUBLE_P */
     dp_refine refine;     /* default DP_REFINE_BUDGET */
-    float p1;             /* default 0.96; 0 to 1 */
+    float p1;             /* default 0.95; 0 to 1 */
     float p2;             /* default 0.7; 0 to p1; DP_REFINE_TOP_P only */
-    float epsilon;        /* default 0.07; 0 to 1; DP_REFINE_BUDGET only; 0 refines all that stage 1 keeps */
+    float epsilon;        /* default 0.08; 0 to 1; DP_REFINE_BUDGET only; 0 refines all that stage 1 keeps */
     uint32_t sink;        /* at least so many first tokens are exact; default 0: those of the sequence's config */
     uint32_t window;      /* at least so many last tokens are exact, for each query of the call; default 0: those of the
                              sequence's config */
@@ -445,9 +451,11 @@ typedef struct dp_attention_stats {
     uint64_t bytes_centroids;   /* read: centroids, sizes, dispersions */
     uint64_t bytes_means;       /* read: mean values */
     uint64_t bytes_rows;        /* read: keys and values */
-    uint64_t bytes;             /* the three together */
+    uint64_t bytes;             /* all that is read together */
     uint64_t bytes_dense;       /* keys and values that dense attention reads */
     uint64_t ns_score, ns_select, ns_gather, ns_merge; /* time in each stage */
+    uint64_t bytes_codes;       /* read: keys in four bits; part of bytes */
+    uint64_t ns_scan;           /* time in that stage, between select and gather */
 } dp_attention_stats;
 
 DP_API void dp_attention_stats_init(dp_attention_stats *stats);

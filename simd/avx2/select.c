@@ -3,8 +3,8 @@
 #include "avx2.h"
 
 
-static float cluster_logits(float *x, const uint16_t *size, const uint16_t *spread, const uint16_t *limit, size_t n,
-                            float base, float scale, float variance)
+static float cluster_logits(const float *x, const uint16_t *size, const uint16_t *spread, const uint16_t *limit, size_t n,
+                            float base, float scale, float variance, float *out)
 {
     const __m256 lowest = _mm256_set1_ps(-INFINITY), offset = _mm256_set1_ps(base), factor = _mm256_set1_ps(scale),
                  spread_factor = _mm256_set1_ps(variance), half = _mm256_set1_ps(0.5f);
@@ -17,7 +17,7 @@ static float cluster_logits(float *x, const uint16_t *size, const uint16_t *spre
         const __m256 m = _mm256_min_ps(dp_load_first_bf16(limit + i, left), sigma);
         const __m256 logit = _mm256_fmadd_ps(m, _mm256_fnmadd_ps(half, m, sigma), score);
         const __m256 kept = _mm256_blendv_ps(lowest, logit, real);
-        dp_store_first(x + i, left, kept);
+        dp_store_first(out + i, left, kept);
         largest = _mm256_max_ps(kept, largest); /* the second operand where the first is NaN */
     }
     return dp_max_lane(largest);
@@ -48,7 +48,7 @@ static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *
         const __m256 counts = _mm256_and_ps(real, _mm256_cmp_ps(y, _mm256_set1_ps(0x1p-60f), _CMP_NLT_UQ));
         const __m256 counted = _mm256_and_ps(counts, m);
         const __m256 e = _mm256_mul_ps(_mm256_mul_ps(counted, counted),
-                                       _mm256_min_ps(s, growth));
+                                       _mm256_min_ps(_mm256_mul_ps(_mm256_set1_ps(DP_WORST_ERROR), s), growth));
         dp_store_first(mass + i, left, m);
         dp_store_first(error + i, left, _mm256_and_ps(real, e));
         sum = _mm256_add_ps(sum, m);
@@ -65,7 +65,7 @@ static void keep_clusters(const float *mass, const float *error, size_t n, float
         const __m256 kept = _mm256_cmp_ps(dp_load_first(mass + i, left), bound, _CMP_NLT_UQ);
         const __m256 old = dp_load_first(joint + i, left);
         const __m256 sum = _mm256_fmadd_ps(factor, dp_load_first(error + i, left), old);
-        dp_store_first(joint + i, left, _mm256_blendv_ps(old, sum, kept));
+        dp_store_first(joint + i, left, sum);
         const unsigned bits = (unsigned)_mm256_movemask_ps(kept);
         for (size_t j = 0; j < 8 && j < left; j++)
             flags[i + j] |= (uint8_t)(bits >> j & 1);

@@ -2,8 +2,8 @@
 #include "avx512.h"
 
 
-static float cluster_logits(float *x, const uint16_t *size, const uint16_t *spread, const uint16_t *limit, size_t n,
-                            float base, float scale, float variance)
+static float cluster_logits(const float *x, const uint16_t *size, const uint16_t *spread, const uint16_t *limit, size_t n,
+                            float base, float scale, float variance, float *out)
 {
     const __m512 lowest = _mm512_set1_ps(-INFINITY), offset = _mm512_set1_ps(base), factor = _mm512_set1_ps(scale),
                  spread_factor = _mm512_set1_ps(variance), half = _mm512_set1_ps(0.5f);
@@ -17,7 +17,7 @@ static float cluster_logits(float *x, const uint16_t *size, const uint16_t *spre
         const __m512 m = _mm512_min_ps(dp_load_bf16(mask, limit + i), sigma);
         const __m512 logit = _mm512_fmadd_ps(m, _mm512_fnmadd_ps(half, m, sigma), score);
         const __m512 kept = _mm512_mask_mov_ps(lowest, real, logit);
-        _mm512_mask_storeu_ps(x + i, mask, kept);
+        _mm512_mask_storeu_ps(out + i, mask, kept);
         largest = _mm512_max_ps(kept, largest); /* the second operand where the first is NaN */
     }
     return _mm512_reduce_max_ps(largest);
@@ -49,7 +49,7 @@ static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *
         const __m512 square = _mm512_maskz_mul_ps(counts, m, m);
         _mm512_mask_storeu_ps(mass + i, mask, m);
         _mm512_mask_storeu_ps(error + i, mask,
-                              _mm512_maskz_mul_ps(real, square, _mm512_min_ps(s, growth)));
+                              _mm512_maskz_mul_ps(real, square, _mm512_min_ps(_mm512_mul_ps(_mm512_set1_ps(DP_WORST_ERROR), s), growth)));
         sum = _mm512_add_ps(sum, m);
     }
     return _mm512_reduce_add_ps(sum);
@@ -63,8 +63,8 @@ static void keep_clusters(const float *mass, const float *error, size_t n, float
         const __mmask16 mask = dp_mask16(n - i);
         const __mmask16 kept =
             _mm512_mask_cmp_ps_mask(mask, _mm512_maskz_loadu_ps(mask, mass + i), bound, _CMP_NLT_UQ);
-        const __m512 sum = _mm512_maskz_loadu_ps(kept, joint + i);
-        _mm512_mask_storeu_ps(joint + i, kept, _mm512_fmadd_ps(factor, _mm512_maskz_loadu_ps(kept, error + i), sum));
+        const __m512 sum = _mm512_maskz_loadu_ps(mask, joint + i);
+        _mm512_mask_storeu_ps(joint + i, mask, _mm512_fmadd_ps(factor, _mm512_maskz_loadu_ps(mask, error + i), sum));
         const __m128i bits = _mm_maskz_loadu_epi8(mask, flags + i);
         _mm_mask_storeu_epi8(flags + i, kept, _mm_or_si128(bits, _mm_set1_epi8(1)));
     }

@@ -2,8 +2,8 @@
  * past the end are loaded as 0: a size of 0, padding. */
 #include "neon.h"
 
-static float cluster_logits(float *x, const uint16_t *size, const uint16_t *spread, const uint16_t *limit, size_t n,
-                            float base, float scale, float variance)
+static float cluster_logits(const float *x, const uint16_t *size, const uint16_t *spread, const uint16_t *limit, size_t n,
+                            float base, float scale, float variance, float *out)
 {
     const float32x4_t lowest = vdupq_n_f32(-INFINITY), offset = vdupq_n_f32(base), half = vdupq_n_f32(0.5f);
     float32x4_t largest = lowest;
@@ -14,7 +14,7 @@ static float cluster_logits(float *x, const uint16_t *size, const uint16_t *spre
         const float32x4_t sigma = vsqrtq_f32(vmulq_n_f32(dp_load_first_bf16(spread + i, left), variance));
         const float32x4_t m = vminq_f32(dp_load_first_bf16(limit + i, left), sigma);
         const float32x4_t kept = vbslq_f32(real, vfmaq_f32(score, m, vfmsq_f32(sigma, half, m)), lowest);
-        dp_store_first(x + i, left, kept);
+        dp_store_first(out + i, left, kept);
         largest = dp_larger(largest, kept);
     }
     return vmaxvq_f32(largest);
@@ -42,7 +42,7 @@ static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *
         const float32x4_t growth = bounded_expm1(vmulq_n_f32(dp_load_first_bf16(spread + i, left), 2.0f * variance));
         /* the square of a tiny y would be denormal, which is slow on some processors; it counts for nothing */
         const float32x4_t counted = dp_keep(vmvnq_u32(vcltq_f32(y, vdupq_n_f32(0x1p-60f))), m);
-        const float32x4_t e = vmulq_f32(vmulq_f32(counted, counted), vminq_f32(s, growth));
+        const float32x4_t e = vmulq_f32(vmulq_f32(counted, counted), vminq_f32(vmulq_n_f32(s, DP_WORST_ERROR), growth));
         dp_store_first(mass + i, left, m);
         dp_store_first(error + i, left, dp_keep(real, e));
         sum = vaddq_f32(sum, m);
@@ -62,7 +62,7 @@ static void keep_clusters(const float *mass, const float *error, size_t n, float
             const uint32x4_t below = vcltq_f32(dp_load_first(mass + first, left), bound);
             const float32x4_t old = dp_load_first(joint + first, left);
             const float32x4_t more = vfmaq_n_f32(old, dp_load_first(error + first, left), weight);
-            dp_store_first(joint + first, left, vbslq_f32(below, old, more));
+            dp_store_first(joint + first, left, more);
             dropped[v] = vmovn_u32(below);
         }
         const uint8x8_t kept = vbic_u8(vdup_n_u8(1), vmovn_u16(vcombine_u16(dropped[0], dropped[1])));

@@ -9,16 +9,16 @@ static inline float capped(float x, float bound)
     return x > bound ? bound : x;
 }
 
-static float cluster_logits(float *x, const uint16_t *size, const uint16_t *spread, const uint16_t *limit, size_t n,
-                            float base, float scale, float variance)
+static float cluster_logits(const float *x, const uint16_t *size, const uint16_t *spread, const uint16_t *limit, size_t n,
+                            float base, float scale, float variance, float *out)
 {
     float largest = -INFINITY;
     for (size_t i = 0; i < n; i++) {
         const float sigma = sqrtf(variance * dp_f32_from_bf16(spread[i]));
         const float m = capped(sigma, dp_f32_from_bf16(limit[i]));
-        x[i] = dp_f32_from_bf16(size[i]) > 0 ? base + scale * x[i] + m * (sigma - 0.5f * m) : -INFINITY;
-        if (x[i] > largest)
-            largest = x[i];
+        out[i] = dp_f32_from_bf16(size[i]) > 0 ? base + scale * x[i] + m * (sigma - 0.5f * m) : -INFINITY;
+        if (out[i] > largest)
+            largest = out[i];
     }
     return largest;
 }
@@ -35,7 +35,7 @@ static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *
             continue;
         }
         mass[i] = s * expf(x[i] - origin);
-        error[i] = mass[i] * mass[i] * capped(expm1f(2.0f * variance * dp_f32_from_bf16(spread[i])), s);
+        error[i] = mass[i] * mass[i] * capped(expm1f(2.0f * variance * dp_f32_from_bf16(spread[i])), DP_WORST_ERROR * s);
         part[i % 4] += mass[i];
     }
     return (part[0] + part[2]) + (part[1] + part[3]);
@@ -44,11 +44,10 @@ static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *
 static void keep_clusters(const float *mass, const float *error, size_t n, float keep, float weight, float *joint,
                           uint8_t *flags)
 {
-    for (size_t i = 0; i < n; i++)
-        if (!(mass[i] < keep)) {
-            flags[i] |= 1;
-            joint[i] += weight * error[i];
-        }
+    for (size_t i = 0; i < n; i++) {
+        flags[i] |= !(mass[i] < keep);
+        joint[i] += weight * error[i];
+    }
 }
 
 static float sum_at_least(const float *rank, const float *value, size_t n, float threshold)

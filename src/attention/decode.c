@@ -7,7 +7,7 @@
 #include "attention/step.h"
 #include "runtime/structs.h"
 
-enum { STAGE_SCORE, STAGE_EXACT, STAGE_SELECT, STAGE_GATHER, STAGE_MERGE, STAGES };
+enum { STAGE_SCORE, STAGE_EXACT, STAGE_SELECT, STAGE_SCAN, STAGE_LIST, STAGE_GATHER, STAGE_MERGE, STAGES };
 
 static const size_t alone = SIZE_MAX; /* request number of a dp_decode */
 
@@ -27,7 +27,7 @@ typedef struct batch {
     dp_ticket *tickets;   /* [STAGES][n_arenas] */
     char *thread_scratch; /* [n_threads][thread_bytes] */
     size_t thread_bytes;
-    uint64_t ns[4]; /* time of the stages, as the calling thread saw it */
+    uint64_t ns[5]; /* time of score, select, scan, gather, merge, as the calling thread saw it */
 } batch;
 
 /* Carves a step's memory; run once on an empty scratch to learn the size. */
@@ -46,6 +46,7 @@ static void carve_step(dp_step *step, dp_scratch *scratch)
         if (q) plan.q = q + h * rows * s->format.key_dim;
         plan.offset = dp_scratch_take(scratch, rows * s->format.key_dim * sizeof *plan.offset);
         plan.variance = dp_scratch_take(scratch, rows * sizeof *plan.variance);
+        plan.score = dp_scratch_take(scratch, rows * positions);
         plan.mass = dp_scratch_take(scratch, rows * positions);
         plan.error = dp_scratch_take(scratch, positions);
         plan.joint = dp_scratch_take(scratch, positions);
@@ -56,6 +57,13 @@ static void carve_step(dp_step *step, dp_scratch *scratch)
         plan.exact_share = dp_scratch_take(scratch, rows * sizeof *plan.exact_share);
         plan.pieces_capacity = dp_pieces_capacity(step, head);
         plan.pieces = dp_scratch_take(scratch, plan.pieces_capacity * sizeof *plan.pieces);
+        const size_t scannable = step->sparse && s->format.has_codes ? head->clustered : 0;
+        plan.codes = dp_scratch_take(scratch, rows * s->format.key_dim);
+        plan.code_factor = dp_scratch_take(scratch, rows * sizeof *plan.code_factor);
+        plan.total = dp_scratch_take(scratch, rows * sizeof *plan.total);
+        plan.token_limit = dp_scratch_take(scratch, rows * sizeof *plan.token_limit);
+        plan.scanned = dp_scratch_take(scratch, (scannable ? plan.n_positions : 0) * sizeof *plan.scanned);
+        plan.wanted = dp_scratch_take(scratch, scannable);
         plan.estimated = dp_scratch_take(scratch, plan.n_positions * sizeof *plan.estimated);
         plan.items_capacity = dp_items_capacity(step, head);
         plan.items = dp_scratch_take(scratch, plan.items_capacity * sizeof *plan.items);
@@ -233,10 +241,23 @@ static size_t count_one(const dp_step *step, size_t h)
 static void run_select(const dp_step *step, size_t h, size_t i)
 {
     (void)i;
-    if (step->sparse)
-        dp_select(step, &step->heads[h]);
-    else
-        dp_pieces_all(step, &step->heads[h]);
+    if (step->sparse) dp_select(step, &step->heads[h]);
+}
+static void run_list(const dp_step *step, size_t h, size_t i)
+{
+    (void)i;
+    (step->sparse ? dp_pieces_selected : dp_pieces_all)(step, &step->heads[h]);
+}
+
+static size_t count_scans(const dp_step *step, size_t h)
+{
+    return step->sparse ? dp_scan_count_tasks(&step->heads[h]) : 0;
+}
+static void run_scans(const worker *w)
+{
+    task_source source = start_stage(STAGE_SCAN, count_scans);
+    unit u;
+    for (size_t task; take_task(w, &source, &u, &task);) dp_scan_run(u.step, &u.step->heads[u.kv_head], task, w->scratch);
 }
 
 static size_t count_rows(const dp_step *step, size_t h)
@@ -262,7 +283,7 @@ static void batch_worker(void *argument, int thread, int n_threads)
     const worker w = {.batch = b,
                       .node = dp_team_node(b->runtime, thread, n_threads),
                       .scratch = b->thread_scratch + (size_t)thread * b->thread_bytes};
-    uint64_t t[5];
+    uint64_t t[6];
     t[0] = now_ns();
     run_stage(&w, STAGE_SCORE, count_scores, run_score);
     run_gather(&w, STAGE_EXACT, count_exact, no_items);
@@ -271,14 +292,19 @@ static void batch_worker(void *argument, int thread, int n_threads)
     run_stage(&w, STAGE_SELECT, count_one, run_select);
 #pragma omp barrier
     t[2] = now_ns();
-    run_gather(&w, STAGE_GATHER, count_rest, count_exact);
+    run_scans(&w);
+#pragma omp barrier
+    run_stage(&w, STAGE_LIST, count_one, run_list);
 #pragma omp barrier
     t[3] = now_ns();
-    run_stage(&w, STAGE_MERGE, count_rows, run_merge);
+    run_gather(&w, STAGE_GATHER, count_rest, count_exact);
 #pragma omp barrier
     t[4] = now_ns();
+    run_stage(&w, STAGE_MERGE, count_rows, run_merge);
+#pragma omp barrier
+    t[5] = now_ns();
     if (thread == 0)
-        for (int i = 0; i < 4; i++) b->ns[i] = t[i + 1] - t[i];
+        for (int i = 0; i < 5; i++) b->ns[i] = t[i + 1] - t[i];
 }
 
 static void fill_stats(const batch *b, const dp_step *step, dp_attention_stats *stats)
@@ -294,6 +320,7 @@ static void fill_stats(const batch *b, const dp_step *step, dp_attention_stats *
         stats->tokens_refined += c->tokens_refined;
         stats->bytes_centroids += c->bytes_centroids;
         stats->bytes_means += c->bytes_means;
+        stats->bytes_codes += c->bytes_codes;
         stats->bytes_rows += c->bytes_rows;
         for (uint32_t i = 0; step->sparse && i < step->heads[h].head->n_segments; i++)
             stats->clusters += step->heads[h].head->segments[i].n_clusters;
@@ -303,12 +330,13 @@ static void fill_stats(const batch *b, const dp_step *step, dp_attention_stats *
     stats->tokens = step->layer->n_tokens;
     stats->mass_exact = exact_share / (double)(s->config.n_kv_heads * step->rows);
     stats->mass_estimated = 1 - stats->mass_exact;
-    stats->bytes = stats->bytes_centroids + stats->bytes_means + stats->bytes_rows;
+    stats->bytes = stats->bytes_centroids + stats->bytes_means + stats->bytes_codes + stats->bytes_rows;
     stats->bytes_dense = step->layer->n_tokens * s->config.n_kv_heads * (s->format.key_bytes + s->format.value_bytes);
     stats->ns_score = b->ns[0];
     stats->ns_select = b->ns[1];
-    stats->ns_gather = b->ns[2];
-    stats->ns_merge = b->ns[3];
+    stats->ns_scan = b->ns[2];
+    stats->ns_gather = b->ns[3];
+    stats->ns_merge = b->ns[4];
 }
 
 /* ---- Calls ---- */
@@ -380,7 +408,8 @@ static dp_status run(dp_runtime *rt, bool single, size_t n, const dp_decode_requ
         carve_step(&step, &measured);
         b.n_units += step.sequence->config.n_kv_heads;
         b.n_arenas = step.sequence->n_arenas;
-        const size_t bytes = (dp_gather_scratch_bytes(&step) + 63) & ~(size_t)63;
+        const size_t gather = dp_gather_scratch_bytes(&step), scan = dp_scan_scratch_bytes(&step);
+        const size_t bytes = ((gather > scan ? gather : scan) + 63) & ~(size_t)63;
         if (bytes > b.thread_bytes) b.thread_bytes = bytes;
     }
     carve_batch(&b, &measured);

@@ -86,7 +86,7 @@ static size_t list_start(dp_gather_task task, const void **keys, const void **va
             .n;
     size_t n = 0;
     for (size_t i = item->first; i < item->last && n < BATCH_ROWS; i++, n++) {
-        const dp_estimated *const estimated = &task.head->estimated[i];
+        const dp_cluster_ref *const estimated = &task.head->estimated[i];
         const dp_segment *const segment = &task.head->head->segments[estimated->segment];
         keys[n] = values[n] = segment->mean_values + (size_t)estimated->cluster * task.step->sequence->format.value_dim;
     }

@@ -27,7 +27,8 @@ size_t dp_pieces_capacity(const dp_step *step, const dp_head *head)
 {
     size_t n = ceil_div(head->sink.n, DP_PIECE_ROWS) + ceil_div(head->tail.n, DP_PIECE_ROWS) + step->n_queries + 2;
     for (uint32_t s = 0; s < head->n_segments; s++)
-        n += head->segments[s].n_clusters + head->segments[s].n_tokens / DP_PIECE_ROWS + 1;
+        n += head->segments[s].n_clusters + 1 + /* of a scanned cluster every other token at worst */
+             head->segments[s].n_tokens / (step->sequence->format.has_codes ? 2 : DP_PIECE_ROWS);
     return n;
 }
 
@@ -118,25 +119,52 @@ void dp_pieces_all(const dp_step *step, dp_head_step *h)
     h->counts.bytes_rows += h->head->clustered * (f->key_bytes + f->value_bytes);
 }
 
+/* The tokens of a scanned cluster that are to be read; returns how many. */
+static uint32_t add_wanted(const dp_row_format *f, dp_head_step *h, const dp_segment *segment, uint32_t cluster,
+                           const uint8_t *wanted)
+{
+    const uint32_t n = dp_segment_size(segment, cluster);
+    const dp_run run = dp_segment_run(segment, f, cluster);
+    uint32_t all = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (!wanted[i]) continue;
+        uint32_t length = 1;
+        while (i + length < n && wanted[i + length]) length++;
+        add_run(f, h, dp_run_from(run, f, i), length);
+        all += length;
+        i += length;
+    }
+    return all;
+}
+
 void dp_pieces_selected(const dp_step *step, dp_head_step *h)
 {
     const dp_row_format *const f = &step->sequence->format;
     const size_t first = h->n_pieces;
-    const uint8_t *flags = h->flags;
+    size_t position = 0, token = 0; /* of the segment */
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const dp_segment *const segment = &h->head->segments[s];
+        const uint8_t *const flags = h->flags + position;
         const size_t estimated_before = h->n_estimated;
         for (uint32_t c = 0; c < segment->n_clusters; c++) {
+            const uint32_t size = dp_segment_size(segment, c);
+            uint32_t read = 0;
+            if (!flags[c]) continue;
             if (flags[c] & SELECT_REFINE) {
                 add_cluster(f, h, segment, c);
-                h->counts.clusters_refined++;
-                h->counts.tokens_refined += dp_segment_size(segment, c);
-            } else if (flags[c] & SELECT_ESTIMATE) {
-                h->estimated[h->n_estimated++] = (dp_estimated){.segment = s, .cluster = c};
+                read = size;
+            } else if (flags[c] & SELECT_SCAN) {
+                read = add_wanted(f, h, segment, c, h->wanted + token + segment->offset[c]);
+                h->counts.bytes_codes += size * dp_code_bytes(f);
             }
+            h->counts.clusters_refined += flags[c] != SELECT_ESTIMATE;
+            h->counts.tokens_refined += read;
+            if (read < size)
+                h->estimated[h->n_estimated++] = (dp_cluster_ref){.segment = s, .cluster = c};
         }
         if (dp_segment_stale(segment)) continue;
-        flags += segment->n_panels * DP_PANEL;
+        token += segment->n_tokens;
+        position += (size_t)segment->n_panels * DP_PANEL;
         if (segment->has_slope && step->params.slope && h->n_estimated > estimated_before)
             h->counts.bytes_means += f->key_dim * (f->value_dim + sizeof(float));
         /* panels; size, spread and limit; offsets; mean_key */

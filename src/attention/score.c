@@ -44,7 +44,7 @@ void dp_score_run(const dp_step *step, const dp_score_task *task, float *task_ma
     const size_t dim = step->sequence->format.key_dim;
     const float scale = step->sequence->scale;
     const size_t first = (size_t)task->first_panel * DP_PANEL, n = (size_t)task->n_panels * DP_PANEL;
-    float *const scores = h->mass + task->position + first;
+    float *const scores = h->score + task->position + first, *const logits = h->mass + task->position + first;
     step->kernels->score_panels(h->q, step->rows, dim, segment->panels + task->first_panel * dp_panel_bytes(dim), task->n_panels, scores,
                                 h->n_positions);
     for (size_t r = 0; r < step->rows; r++) {
@@ -52,6 +52,6 @@ void dp_score_run(const dp_step *step, const dp_score_task *task, float *task_ma
         const float variance = step->params.dispersion ? h->variance[r] : 0.0f;
         task_max[r] =
             step->kernels->cluster_logits(scores + r * h->n_positions, segment->size + first, segment->spread + first,
-                                          segment->limit + first, n, base, scale, variance);
+                                          segment->limit + first, n, base, scale, variance, logits + r * h->n_positions);
     }
 }

@@ -92,6 +92,7 @@ static bool select_row(const dp_step *step, dp_head_step *h, size_t row)
     measure(step, h, row, &clusters, &exact);
     if (!p->exact_mass) exact = 0;
     const double total = clusters + exact;
+    h->total[row] = (float)total;
     if (!isfinite(total)) return false;
 
     const float keep = p->p1 >= 1 ? 0.0f : find_threshold(step, mass, mass, n, p->p1 * total - exact, 60.0f);
@@ -110,8 +111,24 @@ static bool select_row(const dp_step *step, dp_head_step *h, size_t row)
     return true;
 }
 
+static bool can_scan(const dp_step *step, const dp_segment *segment, size_t cluster)
+{
+    return step->sequence->format.has_codes && cluster < segment->n_clusters &&
+           dp_segment_size(segment, (uint32_t)cluster) > 1;
+}
+
+/* What it costs to refine a cluster, in rows. A scan ends in about one row that is read. */
+static float cost(const dp_step *step, const dp_segment *segment, size_t cluster)
+{
+    const dp_row_format *const f = &step->sequence->format;
+    if (cluster >= segment->n_clusters) return 1.0f;
+    const float tokens = (float)dp_segment_size(segment, (uint32_t)cluster);
+    if (!can_scan(step, segment, cluster)) return tokens;
+    return 1.0f + tokens * (float)dp_code_bytes(f) / (float)(f->key_bytes + f->value_bytes);
+}
+
 /* The error budget, for the query rows together: a row that is read serves them all, so clusters are refined in order
- * of the sum of the rows' errors, each in units of its budget, per token, until that sum is one per row. One at a
+ * of the sum of the rows' errors, each in units of its budget, by cost, until that sum is one per row. One at a
  * time, the union of what each row wants reads half as much again at the same error. */
 static void spend_budget(const dp_step *step, dp_head_step *h)
 {
@@ -122,8 +139,7 @@ static void spend_budget(const dp_step *step, dp_head_step *h)
         for (uint32_t s = 0; s < h->head->n_segments; s++) {
             const dp_segment *const segment = &h->head->segments[s];
             for (size_t i = 0; i < (size_t)segment->n_panels * DP_PANEL; i++, position++) {
-                const uint32_t tokens = i < segment->n_clusters ? dp_segment_size(segment, (uint32_t)i) : 1;
-                h->rank[position] = h->joint[position] / (float)tokens;
+                h->rank[position] = h->joint[position] / cost(step, segment, i);
                 /* What exceeds the whole budget is read anyway; as it is, it would drown the rest in rounding. */
                 h->joint[position] = fminf(h->joint[position], 2.0f * (float)step->rows);
             }
@@ -131,8 +147,15 @@ static void spend_budget(const dp_step *step, dp_head_step *h)
         const double all = step->kernels->sum_at_least(h->rank, h->joint, n, 0.0f);
         refine = find_threshold(step, h->rank, h->joint, n, all - (double)step->rows, 100.0f);
     }
-    for (size_t i = 0; i < n; i++)
-        if (h->flags[i] && !(refine > 0 && h->rank[i] < refine)) h->flags[i] |= SELECT_REFINE;
+    size_t position = 0;
+    for (uint32_t s = 0; s < h->head->n_segments; s++) {
+        const dp_segment *const segment = &h->head->segments[s];
+        for (size_t i = 0; i < (size_t)segment->n_panels * DP_PANEL; i++, position++)
+            if (step->params.epsilon > 0 ? h->rank[position] >= refine && h->rank[position] > 0 : h->flags[position] != 0)
+                h->flags[position] |= step->params.epsilon > 0 && can_scan(step, segment, i)
+                                          ? SELECT_ESTIMATE | SELECT_SCAN
+                                          : SELECT_ESTIMATE | SELECT_REFINE;
+    }
 }
 
 /* A call may want a longer sink or window than the sequence keeps apart: clusters with such tokens are refined. */
@@ -156,16 +179,6 @@ static void force_ends(const dp_step *step, dp_head_step *h)
     }
 }
 
-static void sum_dropped(const dp_step *step, dp_head_step *h)
-{
-    for (size_t r = 0; r < step->rows; r++) {
-        double sum = 0;
-        for (size_t i = 0; step->params.keep_dropped && i < h->n_positions; i++)
-            if (!h->flags[i]) sum += h->mass[r * h->n_positions + i];
-        h->dropped[r] = (float)sum;
-    }
-}
-
 void dp_select(const dp_step *step, dp_head_step *h)
 {
     bool finite = true;
@@ -177,6 +190,11 @@ void dp_select(const dp_step *step, dp_head_step *h)
     else if (step->params.refine == DP_REFINE_BUDGET)
         spend_budget(step, h);
     force_ends(step, h);
-    sum_dropped(step, h);
-    dp_pieces_selected(step, h);
+    for (size_t r = 0; r < step->rows; r++) { /* before scans put the masses of what they leave */
+        double sum = 0;
+        for (size_t i = 0; step->params.keep_dropped && i < h->n_positions; i++)
+            if (!h->flags[i]) sum += h->mass[r * h->n_positions + i];
+        h->dropped[r] = (float)sum;
+    }
+    dp_scan_plan(step, h);
 }

@@ -1,6 +1,6 @@
 /* One request of an attention call: what its stages share. Reading order of a sparse call: decode.c (the stages), score.c (stage 1:
- * estimated masses), select.c (which clusters), pieces.c (work lists), gather.c (exact and estimated contributions),
- * merge.c (one softmax over everything). A dense call has the work lists of all tokens and starts at gather.c. */
+ * estimated masses), select.c (which clusters), scan.c (which of their tokens), pieces.c (work lists), gather.c (exact and
+ * estimated contributions), merge.c (one softmax over everything). A dense call has the work lists of all tokens and starts at gather.c. */
 #ifndef DP_ATTENTION_STEP_H
 #define DP_ATTENTION_STEP_H
 
@@ -19,10 +19,11 @@ typedef struct dp_piece {
 
 enum { DP_PIECE_ROWS = 64 }; /* longest piece */
 
-/* A cluster that contributes by its mean value. */
-typedef struct dp_estimated {
+typedef struct dp_cluster_ref {
     uint32_t segment, cluster;
-} dp_estimated;
+    uint32_t position;    /* of the cluster in the head's arrays */
+    uint32_t first_token; /* of the cluster, counted over the head's clustered tokens in cluster order */
+} dp_cluster_ref;
 
 /* A unit of work of about even bytes: a range of a head's pieces, or of its estimated clusters. Its result goes to
  * its own partial, so that who computes it does not matter. */
@@ -39,7 +40,7 @@ typedef struct dp_score_task {
 
 typedef struct dp_head_counts {
     uint64_t tokens_exact, clusters_estimated, clusters_refined, tokens_refined;
-    uint64_t bytes_centroids, bytes_means, bytes_rows;
+    uint64_t bytes_centroids, bytes_means, bytes_codes, bytes_rows;
 } dp_head_counts;
 
 /* A KV head's part of the call. */
@@ -50,6 +51,7 @@ typedef struct dp_head_step {
     float *variance;    /* [rows] scale^2 |q - q0|^2 in the queries' metric: times a dispersion, the variance of a
                            cluster's logits */
     size_t n_positions; /* clusters, padding included: panels * DP_PANEL */
+    float *score;       /* [rows][n_positions] q.(centroid - mean key) */
     float *mass;        /* [rows][n_positions] first the estimated logits, then the masses in units of exp(reference) */
     float *error;       /* [n_positions] expected squared errors of the row at work */
     float *joint, *rank; /* [n_positions] sum of the rows' errors in units of their budgets; the same per token */
@@ -59,7 +61,14 @@ typedef struct dp_head_step {
     uint32_t first_task, n_tasks; /* its score tasks */
     dp_piece *pieces;
     size_t n_pieces, pieces_capacity;
-    dp_estimated *estimated;
+    int8_t *codes;         /* [rows][key_dim] the queries for the scan, in units of */
+    float *code_factor;    /* [rows] scale included */
+    float *total;          /* [rows] T, in units of exp(reference) */
+    float *token_limit;    /* [rows] mass above which a scanned token is read */
+    dp_cluster_ref *scanned; /* clusters whose tokens are looked at by their codes */
+    size_t n_scanned;
+    uint8_t *wanted;       /* [clustered tokens] by first_token: 1 where a token of a scanned cluster is to be read */
+    dp_cluster_ref *estimated; /* contribute by their mean value */
     size_t n_estimated;
     dp_item *items;
     size_t n_exact_items; /* sink, window, pending: the first items, known before selection */
@@ -69,7 +78,9 @@ typedef struct dp_head_step {
     dp_head_counts counts;
 } dp_head_step;
 
-enum { SELECT_ESTIMATE = 1, SELECT_REFINE = 2 };
+/* A cluster that is kept contributes by its mean value; SELECT_REFINE: by all its tokens instead; SELECT_SCAN: by those of
+ * its tokens that turn out to matter, and by its mean value for the rest. */
+enum { SELECT_ESTIMATE = 1, SELECT_REFINE = 2, SELECT_SCAN = 4 };
 
 typedef struct dp_step {
     dp_runtime *runtime;
@@ -120,6 +131,12 @@ void dp_score_run(const dp_step *step, const dp_score_task *task, float *task_ma
 
 /* select.c */
 void dp_select(const dp_step *step, dp_head_step *head);
+
+/* scan.c */
+void dp_scan_plan(const dp_step *step, dp_head_step *head);
+size_t dp_scan_count_tasks(const dp_head_step *head);
+size_t dp_scan_scratch_bytes(const dp_step *step);
+void dp_scan_run(const dp_step *step, const dp_head_step *head, size_t task, float *scratch);
 
 /* gather.c */
 size_t dp_gather_scratch_bytes(const dp_step *step);

@@ -8,6 +8,8 @@
 
 #include "index/kmeans.h"
 
+enum { SLOPE_BLOCK = 256 }; /* tokens per product of the slope: axpy by axpy it takes five times as long */
+
 /* Work of one build. */
 typedef struct build {
     dp_kmeans kmeans;
@@ -18,9 +20,10 @@ typedef struct build {
     } * far_tokens;    /* [n] */
     uint32_t *cluster; /* [n] token -> cluster of the segment */
     uint32_t *fill;    /* [n_clusters] rows already placed */
-    const char *values; /* rows in token order */
-    float *slope;      /* [key_dim][value_dim] sums */
-    size_t slope_tokens;
+    const char *keys, *values; /* rows in token order */
+    float *slope;              /* [key_dim][value_dim] sums */
+    size_t slope_tokens, slope_waiting;
+    float *slope_keys, *slope_values; /* [SLOPE_BLOCK][] of the tokens that wait for their product */
     float *weight;     /* [n] of the tokens of the cluster at work */
     float *sum;        /* [max(key_dim, value_dim)] */
     float *row;        /* likewise */
@@ -48,6 +51,8 @@ static build carve(const dp_sequence *s, size_t n, dp_scratch *scratch)
     b.cluster = dp_scratch_take(scratch, n * sizeof *b.cluster);
     b.fill = dp_scratch_take(scratch, n_clusters * sizeof *b.fill);
     b.slope = dp_scratch_take(scratch, s->format.key_dim * s->format.value_dim * sizeof *b.slope);
+    b.slope_keys = dp_scratch_take(scratch, SLOPE_BLOCK * s->format.key_dim * sizeof *b.slope_keys);
+    b.slope_values = dp_scratch_take(scratch, SLOPE_BLOCK * s->format.value_dim * sizeof *b.slope_values);
     b.weight = dp_scratch_take(scratch, n * sizeof *b.weight);
     b.sum = dp_scratch_take(scratch, widest * sizeof *b.sum);
     b.row = dp_scratch_take(scratch, widest * sizeof *b.row);
@@ -191,6 +196,13 @@ static float quantise(const float *x, size_t n, int8_t *rounded)
     return !finite ? NAN : usable ? step : 0.0f;
 }
 
+/* The c of 0 to 15 for which 2 c - 15 is nearest to x. */
+static unsigned code_of(float x)
+{
+    const float c = 0.5f * (x + 15.0f) + 0.5f;
+    return c >= 15 ? 15 : c > 0 ? (unsigned)c : 0; /* NaN: 0 */
+}
+
 /* The mean value of a cluster; false where it is not finite. */
 static bool mean_value(const dp_sequence *s, const build *b, dp_segment *seg, uint32_t c)
 {
@@ -219,21 +231,60 @@ static float store_centroid(const dp_queries *queries, const build *b, dp_segmen
     return steps[c % DP_PANEL];
 }
 
+/* The cluster's keys less its centroid, as that was rounded, in four bits. */
+static void store_codes(const dp_sequence *s, const build *b, dp_segment *seg, uint32_t c)
+{
+    const dp_row_format *const f = &s->format;
+    const size_t dim = f->key_dim, half = dim / 2;
+    const int8_t *const panel = seg->panels + c / DP_PANEL * dp_panel_bytes(dim);
+    const float step_of_centroid = ((const float *)(const void *)(panel + DP_PANEL * dim))[c % DP_PANEL];
+    float centroid[DP_MAX_DIM];
+    for (size_t j = 0; j < dim; j++)
+        centroid[j] = seg->mean_key[j] + step_of_centroid * panel[j / 4 * 64 + c % DP_PANEL * 4 + j % 4];
+    for (uint32_t i = seg->offset[c]; i < seg->offset[c + 1]; i++) {
+        s->runtime->kernels.to_f32[f->type](b->row, b->keys + seg->token[i] * f->key_bytes, dim);
+        s->runtime->kernels.axpy(b->row, centroid, -1.0f, dim);
+        float largest = 0;
+        for (size_t j = 0; j < dim; j++) largest = fmaxf(largest, fabsf(b->row[j]));
+        float step = largest / 15.0f;
+        s->runtime->kernels.from_f32[DP_BF16](seg->code_step + i, &step, 1);
+        s->runtime->kernels.to_f32[DP_BF16](&step, seg->code_step + i, 1);
+        const float inverse = step > 0 && isfinite(1.0f / step) ? 1.0f / step : 0.0f;
+        uint8_t *const code = seg->codes + i * half;
+        for (size_t j = 0; j < half; j++) {
+            const float low = b->row[j] * inverse, high = b->row[j + half] * inverse;
+            code[j] = (uint8_t)(code_of(low) | code_of(high) << 4);
+        }
+    }
+}
+
+static bool multiply_waiting(const dp_sequence *s, build *b)
+{
+    const dnnl_dim_t key_dim = (dnnl_dim_t)s->format.key_dim, value_dim = (dnnl_dim_t)s->format.value_dim;
+    const dnnl_dim_t n = (dnnl_dim_t)b->slope_waiting;
+    b->slope_waiting = 0;
+    return !n || dnnl_sgemm('T', 'N', key_dim, value_dim, n, 1.0f, b->slope_keys, key_dim, b->slope_values, value_dim, 1.0f,
+                            b->slope, value_dim) == dnnl_success;
+}
+
 /* Adds the cluster's token-weighted covariance of keys (less the centroid, in their metric) and values to the sums. */
-static void add_covariance(const dp_sequence *s, build *b, const dp_segment *seg, uint32_t c, const float *centroid)
+static bool add_covariance(const dp_sequence *s, build *b, const dp_segment *seg, uint32_t c, const float *centroid)
 {
     const dp_kmeans *const p = &b->kmeans;
     const dp_row_format *const f = &s->format;
     const uint32_t n = dp_segment_size(seg, c);
     const uint16_t *const tokens = seg->token + seg->offset[c];
     for (uint32_t i = 0; i < n; i++) { /* sum a (k - c)(v - mean)' = sum a (k - c) v' */
-        p->kernels->to_f32[f->type](b->row, b->values + tokens[i] * f->value_bytes, f->value_dim);
-        const float *const x = p->x + tokens[i] * p->dim;
-        for (size_t j = 0; j < p->dim; j++)
-            p->kernels->axpy(b->slope + j * f->value_dim, b->row, b->weight[i] * (float)n * (x[j] - centroid[j]),
-                             f->value_dim);
+        float *const key = b->slope_keys + b->slope_waiting * p->dim;
+        memcpy(key, p->x + tokens[i] * p->dim, p->dim * sizeof *key);
+        p->kernels->axpy(key, centroid, -1.0f, p->dim);
+        p->kernels->scale(key, b->weight[i] * (float)n, p->dim);
+        p->kernels->to_f32[f->type](b->slope_values + b->slope_waiting * f->value_dim,
+                                    b->values + tokens[i] * f->value_bytes, f->value_dim);
+        if (++b->slope_waiting == SLOPE_BLOCK && !multiply_waiting(s, b)) return false;
     }
     b->slope_tokens += n;
+    return true;
 }
 
 /* A slope that is not finite is no slope: what made it so shows through its cluster. */
@@ -248,8 +299,8 @@ static void store_slope(const dp_sequence *s, const build *b, dp_segment *seg)
     }
 }
 
-/* All that the index keeps of a cluster. */
-static void describe_cluster(const dp_sequence *s, const dp_queries *queries, build *b, dp_segment *seg, uint32_t c)
+/* All that the index keeps of a cluster. False where oneDNN fails. */
+static bool describe_cluster(const dp_sequence *s, const dp_queries *queries, build *b, dp_segment *seg, uint32_t c)
 {
     const dp_kmeans *const p = &b->kmeans;
     const dp_kernels *const kernels = p->kernels;
@@ -266,22 +317,25 @@ static void describe_cluster(const dp_sequence *s, const dp_queries *queries, bu
         kernels->axpy(b->row, centroid, -1.0f, p->dim);
         squares += kernels->dot(b->row, b->row, p->dim);
     }
-    if (seg->has_slope && n > 1) add_covariance(s, b, seg, c, centroid);
+    if (seg->has_slope && n > 1 && !add_covariance(s, b, seg, c, centroid)) return false;
     if (n == 1) squares *= 0.0f; /* rounding of the weight; NaN stays */
     /* Rounding moves a key from its centroid, too: a token that stands alone and has much of the mass is worth its row. */
     const float step = store_centroid(queries, b, seg, c, centroid), rounding = step * step / 12.0f;
+    if (s->format.has_codes) store_codes(s, b, seg, c);
     /* A spread of NaN makes every step read all rows, so that a NaN shows as in dense attention. */
     const float spread = finite ? squares / (float)n / (float)p->dim + rounding : NAN;
     const float limit = sqrtf(2.0f * fmaxf(logf(size), 0.0f));
     kernels->from_f32[DP_BF16](seg->size + c, &size, 1);
     kernels->from_f32[DP_BF16](seg->spread + c, &spread, 1);
     kernels->from_f32[DP_BF16](seg->limit + c, &limit, 1);
+    return true;
 }
 
 bool dp_build_segment(const dp_sequence *s, const dp_queries *queries, dp_segment *seg, const char *k, const char *v,
                       dp_scratch *scratch)
 {
     build b = carve(s, seg->n_tokens, scratch);
+    b.keys = k;
     b.values = v;
     load_keys(s, seg, k, &b.kmeans);
     if (queries->settled && !change_metric(queries, &b.kmeans)) return false;
@@ -296,7 +350,9 @@ bool dp_build_segment(const dp_sequence *s, const dp_queries *queries, dp_segmen
     memset(seg->spread, 0, padded * sizeof *seg->spread);
     memset(seg->limit, 0, padded * sizeof *seg->limit);
     memset(b.slope, 0, s->format.key_dim * s->format.value_dim * sizeof *b.slope);
-    for (uint32_t c = 0; c < seg->n_clusters; c++) describe_cluster(s, queries, &b, seg, c);
+    for (uint32_t c = 0; c < seg->n_clusters; c++)
+        if (!describe_cluster(s, queries, &b, seg, c)) return false;
+    if (!multiply_waiting(s, &b)) return false;
     if (seg->has_slope) store_slope(s, &b, seg);
     return true;
 }

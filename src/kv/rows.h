@@ -15,6 +15,7 @@ typedef struct dp_row_format {
     size_t key_dim, value_dim;     /* elements */
     size_t key_bytes, value_bytes; /* of a row */
     bool borrowed;                 /* the caller keeps them */
+    bool has_codes;                /* segments keep their keys in four bits, too */
 } dp_row_format;
 
 size_t dp_type_bytes(dp_type type);

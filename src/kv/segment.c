@@ -37,6 +37,10 @@ static size_t lay_out(dp_segment *s, char *base, const dp_row_format *f)
         PART(slope, f->key_dim * f->value_dim);
         PART(slope_step, f->key_dim);
     }
+    if (f->has_codes) {
+        PART(codes, n_clusters ? s->n_tokens * f->key_dim / 2 : 0);
+        PART(code_step, n_clusters ? s->n_tokens : 0);
+    }
     PART(offset, n_clusters + 1);
     PART(token, s->n_tokens);
     PART(holders, 1);

@@ -33,6 +33,9 @@ typedef struct dp_segment {
     int8_t *slope;         /* [key_dim][value_dim] mean over tokens, clusters of one left out, of (k - centroid)(v - mean
                               value)', keys in the queries' metric; row i in units of */
     float *slope_step;     /* [key_dim] */
+    uint8_t *codes;        /* where the format has codes: [n_tokens][key_dim / 2] keys less their cluster's centroid,
+                              in four bits, in cluster order, laid out as code_logits wants them, in units of */
+    uint16_t *code_step;   /* bf16 [n_tokens] */
     uint32_t *offset;      /* [n_clusters + 1] first row of the cluster, in rows of the segment */
     uint16_t *token;       /* [n_tokens] token number less first_token, in cluster order */
     atomic_size_t *holders; /* sequences that have the segment; the last part, and alone not of the segment itself */
@@ -75,6 +78,12 @@ static inline size_t dp_segment_bytes(const dp_segment *s)
 static inline uint32_t dp_segment_size(const dp_segment *s, uint32_t cluster)
 {
     return s->offset[cluster + 1] - s->offset[cluster];
+}
+
+/* Bytes of a token's code and its step. */
+static inline size_t dp_code_bytes(const dp_row_format *f)
+{
+    return f->key_dim / 2 + sizeof(uint16_t);
 }
 
 static inline bool dp_segment_stale(const dp_segment *s)

@@ -20,7 +20,7 @@ void dp_sequence_config_init(dp_sequence_config *config)
     config->type = DP_BF16;
     config->sink = 4;
     config->window = 64;
-    config->tokens_per_cluster = 16;
+    config->tokens_per_cluster = 24;
     config->segment_tokens = 8192;
     config->pending_tokens = 1024;
     config->iterations = 8;
@@ -28,6 +28,7 @@ void dp_sequence_config_init(dp_sequence_config *config)
     config->clustering = DP_CLUSTERING_L2;
     config->query_metric = 0.5f;
     config->query_origin = 1.0f;
+    config->key_codes = 1;
 }
 
 static dp_status check_config(dp_runtime *rt, const dp_sequence_config *c)
@@ -50,6 +51,7 @@ static dp_status check_config(dp_runtime *rt, const dp_sequence_config *c)
         {"iterations", c->iterations, 1, 64},
         {"clustering", (uint32_t)c->clustering, 0, DP_CLUSTERING_SPHERICAL},
         {"borrowed", (uint32_t)c->borrowed, 0, 1},
+        {"key_codes", c->key_codes, 0, 1},
     };
     for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
         if (ranges[i].value < ranges[i].low || ranges[i].value > ranges[i].high)
@@ -133,6 +135,7 @@ static dp_sequence *sequence_new(dp_runtime *rt, const dp_sequence_config *c, co
     s->format = (dp_row_format){.type = c->type,
                                 .key_dim = c->key_dim,
                                 .value_dim = c->value_dim,
+                                .has_codes = c->key_codes != 0,
                                 .key_bytes = c->key_dim * dp_type_bytes(c->type),
                                 .value_bytes = c->value_dim * dp_type_bytes(c->type),
                                 .borrowed = c->borrowed != 0};

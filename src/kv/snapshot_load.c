@@ -188,6 +188,7 @@ static dp_status compare_config(const loader *l, const dp_sequence_config *expec
                   FIELD(clustering, false),
                   FIELD(query_metric, true),
                   FIELD(query_origin, true),
+                  FIELD(key_codes, false),
                   FIELD(borrowed, false)};
 #undef FIELD
     _Static_assert(sizeof fields / sizeof *fields == sizeof *expected / sizeof(uint32_t) - 1,

@@ -59,6 +59,7 @@ const char *type_name(dp_type type);
 TCase *table_tests(void);
 TCase *convert_tests(void);
 TCase *scores_tests(void);
+TCase *codes_tests(void);
 TCase *rows_tests(void);
 TCase *softmax_tests(void);
 TCase *select_tests(void);

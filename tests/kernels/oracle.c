@@ -5,6 +5,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels.h"
+
 typedef struct format {
     int fraction_bits, exponent_bits, bias;
 } format;
@@ -97,8 +99,8 @@ oracle_cluster oracle_cluster_mass(float x, float size, float spread, float max,
     c.y = oracle_exp(x, max);
     c.mass = size * c.y;
     c.growth = expm1(2 * (double)variance * spread);
-    if (c.growth > (double)size)
-        c.growth = (double)size;
+    if (c.growth > DP_WORST_ERROR * (double)size)
+        c.growth = DP_WORST_ERROR * (double)size;
     c.error = c.mass * c.mass * c.growth;
     return c;
 }

@@ -89,7 +89,7 @@ static void single(const fixture *f, size_t i, float *out, float *lse, dp_attent
     const dp_decode_request *const r = &f->requests[i];
     dp_attention_stats_init(stats);
     ck_assert_int_eq(dp_decode(r->sequence, r->layer, r->n_queries, r->q, r->params, out, lse, stats), DP_OK);
-    stats->ns_score = stats->ns_select = stats->ns_gather = stats->ns_merge = 0;
+    stats->ns_score = stats->ns_select = stats->ns_scan = stats->ns_gather = stats->ns_merge = 0;
 }
 
 START_TEST(same_bits_as_single_calls)
@@ -110,7 +110,7 @@ START_TEST(same_bits_as_single_calls)
                 ck_assert_mem_eq(f->lse[i], lse, kinds[i].n_queries * kinds[i].query_heads * sizeof *lse);
             if (i == 3) continue;
             ck_assert_uint_gt(own->ns_score + own->ns_select + own->ns_gather + own->ns_merge, 0);
-            own->ns_score = own->ns_select = own->ns_gather = own->ns_merge = 0;
+            own->ns_score = own->ns_select = own->ns_scan = own->ns_gather = own->ns_merge = 0;
             ck_assert_mem_eq(own, &stats, sizeof stats);
             sparse += stats.sparse;
         }

@@ -212,7 +212,7 @@ static bool check_same_bits(pair *p, size_t n, bool prefill, bool dense)
     for (size_t i = 0; i < rows * dim; i++) ck_assert(isfinite(out[i]));
     ck_assert_mem_eq(out, out + rows * dim, rows * dim * sizeof *out);
     ck_assert_mem_eq(lse, lse + rows, rows * sizeof *lse);
-    for (int i = 0; i < 2; i++) stats[i].ns_score = stats[i].ns_select = stats[i].ns_gather = stats[i].ns_merge = 0;
+    for (int i = 0; i < 2; i++) stats[i].ns_score = stats[i].ns_select = stats[i].ns_scan = stats[i].ns_gather = stats[i].ns_merge = 0;
     ck_assert_mem_eq(&stats[0], &stats[1], sizeof stats[0]);
     free(q), free(out);
     return stats[0].sparse;

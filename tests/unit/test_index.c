@@ -302,6 +302,7 @@ START_TEST(memory_stays_in_bounds)
     dp_sequence_config config = sequence_config(&c, 4, DP_BF16);
     config.n_layers = 4;
     config.iterations = 2;
+    config.key_codes = !_i;
     dp_sequence *s;
     ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
     for (uint32_t l = 0; l < 4; l++)
@@ -314,7 +315,7 @@ START_TEST(memory_stays_in_bounds)
     ck_assert_uint_eq(m.plain_bytes, 4ull * 32768 * 2 * 256);
     ck_assert_uint_eq(m.row_bytes, m.plain_bytes);
     ck_assert_uint_ge(m.reserved_bytes, m.row_bytes + m.index_bytes);
-    ck_assert_double_le((double)m.reserved_bytes / (double)m.plain_bytes, 1.15);
+    ck_assert_double_le((double)m.reserved_bytes / (double)m.plain_bytes, _i ? 1.12 : 1.25);
     dp_sequence_free(s);
     dp_runtime_free(rt);
     cache_free(&c);
@@ -384,7 +385,7 @@ int main(void)
     tcase_add_test(tc, outliers_stand_alone);
     tcase_add_test(tc, grows_with_decoding);
     tcase_add_loop_test(tc, small_segments_are_extended, 0, 2);
-    tcase_add_test(slow, memory_stays_in_bounds);
+    tcase_add_loop_test(slow, memory_stays_in_bounds, 0, 2);
     tcase_add_loop_test(tc, degenerate_keys, 0, 5);
     tcase_add_test(tc, dense_layers_are_not_clustered);
     suite_add_tcase(suite, tc);

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "attention/step.h"
 #include "unit.h"
 
 enum { TOKENS = 8260, DIM = 64 };
@@ -41,7 +42,8 @@ static double decode_error(fixture *f, const dp_attention_params *params, float 
     float out[2 * DIM];
     dp_attention_stats_init(stats);
     ck_assert_int_eq(dp_decode(f->s, 0, 1, f->q, params, out, lse, stats), DP_OK);
-    ck_assert_uint_eq(stats->bytes, stats->bytes_centroids + stats->bytes_means + stats->bytes_rows);
+    ck_assert_uint_eq(stats->bytes, stats->bytes_centroids + stats->bytes_means +
+                                        stats->bytes_codes + stats->bytes_rows);
     return relative_error(out, f->ref, 2 * DIM);
 }
 
@@ -116,6 +118,76 @@ START_TEST(needle_is_found)
     dp_attention_stats stats;
     ck_assert_double_lt(decode_error(&f, &params, lse, &stats), 0.01);
     ck_assert_uint_lt(stats.bytes, stats.bytes_dense / 10);
+    close_fixture(&f);
+}
+END_TEST
+
+static double true_mass(const dp_step *step, const dp_head_step *h, const dp_segment *segment, uint32_t row, size_t query)
+{
+    const float *const k = (const float *)(const void *)(segment->rows); /* f32 rows: a cluster's keys, then its values */
+    uint32_t c = 0;
+    while (segment->offset[c + 1] <= row) c++;
+    const float *const key = k + (size_t)segment->offset[c] * 2 * DIM + (size_t)(row - segment->offset[c]) * DIM;
+    double logit = 0;
+    for (size_t j = 0; j < DIM; j++) logit += (double)key[j] * h->q[query * DIM + j];
+    return exp(logit * step->sequence->scale - h->reference[query]);
+}
+
+/* What the scan of a step found, against the tokens' own keys. */
+static void check_scan(void *user, const dp_step *step)
+{
+    const dp_head_step *const h = &step->heads[0];
+    size_t *const counts = user;
+    for (size_t i = 0; i < h->n_scanned; i++) {
+        const dp_cluster_ref *const ref = &h->scanned[i];
+        const dp_segment *const segment = &h->head->segments[ref->segment];
+        double left[2] = {0};
+        for (uint32_t row = segment->offset[ref->cluster]; row < segment->offset[ref->cluster + 1]; row++) {
+            const bool wanted = h->wanted[ref->first_token + row - segment->offset[ref->cluster]];
+            double most = 0; /* in units of the limit */
+            for (size_t r = 0; r < 2; r++) {
+                const double mass = true_mass(step, h, segment, row, r);
+                most = fmax(most, mass / h->token_limit[r]);
+                if (!wanted) left[r] += mass;
+            }
+            if (wanted) ck_assert_double_gt(most, 0.5);
+            if (most > 2) ck_assert(wanted);
+            counts[wanted]++;
+        }
+        for (size_t r = 0; r < 2; r++)
+            ck_assert_double_le(fabs(h->mass[r * h->n_positions + ref->position] - left[r]), 0.25 * left[r] + 1e-6);
+    }
+}
+
+/* Keys in four bits: the tokens with much of the mass are found, the mass of the others is known, fewer bytes are read than
+ * without them, and the answer is as good. */
+START_TEST(codes_find_the_tokens_that_matter)
+{
+    fixture f = open_fixture((uint64_t)_i + 60, 0.125f);
+    dp_attention_params params;
+    dp_attention_params_init(&params);
+    params.p1 = 1;
+    params.epsilon = 0.05f;
+    for (size_t i = 0; i < 2 * DIM; i++) f.q[i] *= 2; /* few tokens with much of the mass */
+    reference_attention(&f.c, 2, 0.125f, 1, f.q, f.ref, f.ref_lse);
+    float out[2 * DIM], lse[2];
+    dp_attention_stats with, without;
+    size_t counts[2] = {0};
+    dp_attention_stats_init(&with);
+    ck_assert_int_eq(dp_decode_observed(f.s, 0, 1, f.q, &params, out, lse, &with, check_scan, counts), DP_OK);
+    ck_assert_uint_gt(counts[0], 0);
+    ck_assert_uint_gt(counts[1], 0);
+    ck_assert_uint_gt(with.bytes_codes, 0);
+    const double error = relative_error(out, f.ref, 2 * DIM);
+    dp_sequence_free(f.s);
+    dp_sequence_config config = sequence_config(&f.c, 2, DP_F32);
+    config.key_codes = 0;
+    ck_assert_int_eq(dp_sequence_create(f.rt, &config, &f.s), DP_OK);
+    append(f.s, &f.c, 0, TOKENS, 500);
+    ck_assert_int_eq(dp_build_index(f.s, 0), DP_OK);
+    ck_assert_double_lt(error, 1.5 * decode_error(&f, &params, lse, &without) + 0.02);
+    ck_assert_uint_eq(without.bytes_codes, 0);
+    ck_assert_uint_lt(with.bytes, without.bytes);
     close_fixture(&f);
 }
 END_TEST
@@ -237,6 +309,7 @@ int main(void)
     tcase_add_loop_test(tc, budget_trades_bytes_for_error, 0, 1);
     tcase_add_loop_test(slow, budget_trades_bytes_for_error, 1, 4);
     tcase_add_test(tc, needle_is_found);
+    tcase_add_loop_test(tc, codes_find_the_tokens_that_matter, 0, 3);
     tcase_add_test(tc, longer_sink_and_window_are_exact);
     tcase_add_test(tc, options_do_what_they_say);
     tcase_add_loop_test(tc, slope_follows_the_query, 0, 2);

@@ -18,7 +18,7 @@ enum {
     BENCH_METHODS = 8,
     BENCH_CONTEXTS = 16,
     BENCH_TRACES = 64,
-    BENCH_STAGES = 4,
+    BENCH_STAGES = 5,
     BENCH_RUN_LENGTHS = 5, /* gather is measured for runs of 256 B, 1, 4, 16 and 64 KiB */
 };
 
@@ -57,10 +57,10 @@ typedef struct bench_spread {
 
 typedef struct bench_method_figures {
     bench_spread ms;
-    double stages_ms[BENCH_STAGES]; /* medians: scores, select, gather, merge */
+    double stages_ms[BENCH_STAGES]; /* medians: scores, select, scan, gather, merge */
     double rel_error, rel_error_max; /* negative: no dense output to compare with */
     /* Means over the steps. */
-    double bytes, bytes_centroids, bytes_means, bytes_rows, bytes_dense;
+    double bytes, bytes_centroids, bytes_means, bytes_codes, bytes_rows, bytes_dense;
     double clusters, clusters_estimated, clusters_refined, tokens_refined, tokens_exact;
     double run_bytes;  /* of rows that lie together */
     double limit_ms;   /* what its bytes take at the bandwidth measured for such runs */

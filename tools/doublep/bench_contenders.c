@@ -300,7 +300,7 @@ bool contenders_attend(contenders *c, size_t method, uint32_t layer, const float
                                         fail(c, "a baseline ran out of memory");
     *ms = (double)(clock_ns() - start - report.own_ns) * 1e-6;
     if (!m->sequence) {
-        stats->bytes_centroids = report.bytes_index;
+        stats->bytes_centroids = report.bytes_index; /* of all kinds */
         stats->bytes_rows = report.bytes_rows;
         stats->bytes = report.bytes_index + report.bytes_rows;
         stats->bytes_dense = method_cache_dense_bytes(c->cache, layer);

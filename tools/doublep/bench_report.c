@@ -6,7 +6,8 @@
 #include "bench.h"
 #include "options.h"
 
-static const char *const stage_names[BENCH_STAGES] = {"scores_ms", "select_ms", "gather_ms", "merge_ms"};
+static const char *const stage_names[BENCH_STAGES] = {"scores_ms", "select_ms", "scan_ms", "gather_ms",
+                                                        "merge_ms"};
 
 static double gbps(const bench_method_figures *f)
 {
@@ -62,16 +63,17 @@ static void print_methods(const bench_settings *s, const bench_figures *f)
         else
             printf("%9s\n", "-");
     }
-    printf("\n%-20s %9s %9s %9s %9s   %9s %9s %9s %9s %9s\n", "method", "scores ms", "select", "gather", "merge", "centr. MB",
-           "means MB", "rows MB", "run bytes", "refined");
+    printf("\n%-20s %9s %9s %9s %9s %9s   %9s %9s %9s %9s %9s %9s\n", "method", "scores ms", "select", "scan", "gather",
+           "merge", "centr. MB", "means MB", "codes MB", "rows MB", "run bytes", "refined");
     for (size_t m = 0; m < s->methods.count; m++) {
         const bench_method_figures *const x = &f->methods[m];
-        if (x->stages_ms[2] <= 0) /* a baseline: its bytes are those of its index and of rows */
-            printf("%-20s %9s %9s %9s %9s   %9.3f %9s %9.3f ", s->methods.list[m].label, "-", "-", "-", "-",
-                   x->bytes_centroids * 1e-6, "-", x->bytes_rows * 1e-6);
-        else
-            printf("%-20s %9.3f %9.3f %9.3f %9.3f   %9.3f %9.3f %9.3f ", s->methods.list[m].label, x->stages_ms[0], x->stages_ms[1],
-               x->stages_ms[2], x->stages_ms[3], x->bytes_centroids * 1e-6, x->bytes_means * 1e-6, x->bytes_rows * 1e-6);
+        printf("%-20s", s->methods.list[m].label);
+        const bool baseline = x->stages_ms[3] <= 0; /* its bytes are those of its index and of rows */
+        for (size_t i = 0; i < BENCH_STAGES; i++)
+            baseline ? printf(" %9s", "-") : printf(" %9.3f", x->stages_ms[i]);
+        printf("   %9.3f ", x->bytes_centroids * 1e-6);
+        baseline ? printf("%9s %9s ", "-", "-") : printf("%9.3f %9.3f ", x->bytes_means * 1e-6, x->bytes_codes * 1e-6);
+        printf("%9.3f ", x->bytes_rows * 1e-6);
         if (x->clusters > 0)
             printf("%9.0f %8.2f%%\n", x->run_bytes, 100 * x->clusters_refined / x->clusters);
         else
@@ -161,6 +163,7 @@ static json_t *json_method(const bench_settings *s, const bench_machine *machine
     set_real(object, "bytes", x->bytes);
     set_real(object, "bytes_centroids", x->bytes_centroids);
     set_real(object, "bytes_means", x->bytes_means);
+    set_real(object, "bytes_codes", x->bytes_codes);
     set_real(object, "bytes_rows", x->bytes_rows);
     set_real(object, "bytes_dense", x->bytes_dense);
     set_real(object, "run_bytes", x->run_bytes);

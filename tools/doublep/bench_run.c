@@ -148,12 +148,14 @@ static double relative_error(const bench_shape *shape, const float *out, const f
 static void add_stats(samples *own, size_t at, const dp_attention_stats *stats)
 {
     bench_method_figures *const sums = &own->sums;
-    const uint64_t ns[BENCH_STAGES] = {stats->ns_score, stats->ns_select, stats->ns_gather, stats->ns_merge};
+    const uint64_t ns[BENCH_STAGES] = {stats->ns_score, stats->ns_select, stats->ns_scan, stats->ns_gather,
+                                      stats->ns_merge};
     for (size_t i = 0; i < BENCH_STAGES; i++)
         own->stages_ms[i][at] = (double)ns[i] * 1e-6;
     sums->bytes += (double)stats->bytes;
     sums->bytes_centroids += (double)stats->bytes_centroids;
     sums->bytes_means += (double)stats->bytes_means;
+    sums->bytes_codes += (double)stats->bytes_codes;
     sums->bytes_rows += (double)stats->bytes_rows;
     sums->bytes_dense += (double)stats->bytes_dense;
     sums->clusters += (double)stats->clusters;
@@ -265,13 +267,14 @@ static bool run_growth(bench_state *s, bench_growth *growth)
 
 /* ---- Figures ------------------------------------------------------------------------------------------------------------ */
 
-/* Centroids are read in one stream, mean values and refined rows in runs. */
+/* Centroids are read in one stream; mean values, refined clusters' codes and rows in runs. */
 static double limit_ms(const bench_state *s, const bench_method_figures *f)
 {
     const double mean_value = (double)s->settings->shape.dim * 2;
     if (f->clusters == 0)
         return f->bytes / s->machine->stream_gbps * 1e-6;
     return (f->bytes_centroids / s->machine->stream_gbps + f->bytes_means / bench_gather_gbps(s->machine, mean_value) +
+            f->bytes_codes / bench_gather_gbps(s->machine, f->bytes_codes / fmax(f->clusters_refined, 1)) +
             f->bytes_rows / bench_gather_gbps(s->machine, f->run_bytes)) * 1e-6;
 }
 
@@ -279,8 +282,8 @@ static void settle_method(const bench_state *s, size_t method, size_t n, bench_m
 {
     const samples *const own = &s->samples[method];
     *f = own->sums;
-    double *const means[] = {&f->bytes,    &f->bytes_centroids,    &f->bytes_means,      &f->bytes_rows,     &f->bytes_dense,
-                             &f->clusters, &f->clusters_estimated, &f->clusters_refined, &f->tokens_refined, &f->tokens_exact};
+    double *const means[] = {&f->bytes,    &f->bytes_centroids,    &f->bytes_means,      &f->bytes_codes,    &f->bytes_rows,
+                             &f->bytes_dense, &f->clusters, &f->clusters_estimated, &f->clusters_refined, &f->tokens_refined, &f->tokens_exact};
     for (size_t i = 0; i < sizeof(means) / sizeof(means[0]); i++)
         *means[i] /= (double)n;
     for (size_t c = 0; c < COUNTERS_MAX; c++)
@@ -293,8 +296,9 @@ static void settle_method(const bench_state *s, size_t method, size_t n, bench_m
         f->rel_error = own->error_sum / (double)n;
         f->rel_error_max = own->error_max;
     }
-    /* A refined cluster is one run; sink and window of a head are two each (keys, values). */
-    const double runs = f->clusters_refined + 4 * s->settings->shape.n_kv_heads;
+    /* A refined cluster is one run, but where its codes were read: then every token is two (keys, values), like the sink and
+     * the window of a head. */
+    const double runs = (f->bytes_codes > 0 ? 2 * f->tokens_refined : f->clusters_refined) + 4 * s->settings->shape.n_kv_heads;
     f->run_bytes = f->bytes_rows / runs;
     f->limit_ms = limit_ms(s, f);
 }

@@ -235,6 +235,7 @@ static void count_decode(model_counters *counters, const dp_attention_stats *sta
     counters->bytes += stats->bytes;
     counters->bytes_centroids += stats->bytes_centroids;
     counters->bytes_means += stats->bytes_means;
+    counters->bytes_codes += stats->bytes_codes;
     counters->bytes_rows += stats->bytes_rows;
     counters->bytes_dense += stats->bytes_dense;
     counters->tokens_exact += stats->tokens_exact;
@@ -244,6 +245,7 @@ static void count_decode(model_counters *counters, const dp_attention_stats *sta
     counters->tokens_refined += stats->tokens_refined;
     counters->score_ns += stats->ns_score;
     counters->select_ns += stats->ns_select;
+    counters->scan_ns += stats->ns_scan;
     counters->gather_ns += stats->ns_gather;
     counters->merge_ns += stats->ns_merge;
     counters->mass_estimated += stats->mass_estimated;

@@ -79,9 +79,9 @@ typedef struct model_counters {
     uint64_t attention_flops; /* prompts only: q K^T and weights V over the causal triangle */
     /* Decoding only, summed over tokens and layers. */
     uint64_t attention_calls, sparse_calls;
-    uint64_t bytes, bytes_centroids, bytes_means, bytes_rows, bytes_dense;
+    uint64_t bytes, bytes_centroids, bytes_means, bytes_codes, bytes_rows, bytes_dense;
     uint64_t tokens_exact, clusters, clusters_estimated, clusters_refined, tokens_refined;
-    uint64_t score_ns, select_ns, gather_ns, merge_ns;
+    uint64_t score_ns, select_ns, scan_ns, gather_ns, merge_ns;
     double mass_estimated; /* sum of shares: divide by attention_calls */
 } model_counters;
 

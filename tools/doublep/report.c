@@ -201,6 +201,7 @@ static void add_answer(json_t *o, const session_method *method, const session_an
     json_object_set_new(o, "bytes_ratio", json_real(means.dense_bytes > 0 ? means.bytes / means.dense_bytes : 0));
     json_object_set_new(o, "centroid_bytes_per_token", json_real(per((double)c->bytes_centroids, c->tokens)));
     json_object_set_new(o, "mean_bytes_per_token", json_real(per((double)c->bytes_means, c->tokens)));
+    json_object_set_new(o, "code_bytes_per_token", json_real(per((double)c->bytes_codes, c->tokens)));
     json_object_set_new(o, "row_bytes_per_token", json_real(per((double)c->bytes_rows, c->tokens)));
     json_object_set_new(o, "clusters_per_token", json_real(clusters_scored(a)));
     json_object_set_new(o, "clusters_estimated_per_token", json_real(per((double)c->clusters_estimated, c->tokens)));
