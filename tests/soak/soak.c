@@ -3,7 +3,9 @@
  * attention in double precision over what the sequence must hold; between rounds, when all is freed, the process's memory
  * must be what it was.
  *
- *     soak [SECONDS [THREADS]]     20 and 3 unless given; DP_TEST_SEED in the environment chooses other lives */
+ *     soak [SECONDS [THREADS [ROUNDS]]]     20, 3 and 20 unless given; DP_TEST_SEED in the environment chooses other lives
+ *
+ * With fewer than 8 rounds memory is not judged: for tools that keep memory for themselves. */
 #include <malloc.h>
 #include <math.h>
 #include <pthread.h>
@@ -19,7 +21,8 @@
 #include "doublep/doublep.h"
 #include "reference.h"
 
-enum { POOL = 2048, HEADS = 3, DIM = 64, GROUP = 3, SLOTS = 4, LONGEST = 4000, LAYERS = 2, QUERIES = 4, MAX_THREADS = 64 };
+enum { POOL = 2048, HEADS = 3, DIM = 64, GROUP = 3, SLOTS = 4, LONGEST = 4000, LAYERS = 2, QUERIES = 4 };
+enum { MAX_THREADS = 64, MAX_ROUNDS = 1000 };
 static const uint64_t memory_limit = 6 << 20;
 static const double bound = 2e-4; /* of an output, values being in (-1, 1) */
 
@@ -393,20 +396,20 @@ int main(int argc, char **argv)
 {
     const double seconds = argc > 1 ? atof(argv[1]) : 20;
     const int n_threads = argc > 2 ? atoi(argv[2]) : 3;
+    const int rounds = argc > 3 ? atoi(argv[3]) : 20;
     const char *const given = getenv("DP_TEST_SEED");
     const uint64_t seed = given ? strtoull(given, NULL, 0) : 20602;
-    if (!(seconds > 0) || n_threads < 1 || n_threads > MAX_THREADS) {
-        printf("usage: soak [SECONDS [THREADS]]\n");
+    if (!(seconds > 0) || n_threads < 1 || n_threads > MAX_THREADS || rounds < 1 || rounds > MAX_ROUNDS) {
+        printf("usage: soak [SECONDS [THREADS [ROUNDS]]]\n");
         return 2;
     }
     mallopt(M_ARENA_MAX, 1); /* else glibc keeps a heap for each thread at a time, and what is measured is how these fill up */
-    enum { ROUNDS = 20 };
-    double resident[ROUNDS];
+    double resident[MAX_ROUNDS];
     fill_pool();
     runtimes[0] = runtime_with(2, 0);
     printf("DP_TEST_SEED=%llu, %g seconds, %d threads\n", (unsigned long long)seed, seconds, n_threads);
-    for (int i = 0; i < ROUNDS && !failures; i++) {
-        run_round(i, n_threads, seconds / ROUNDS, seed);
+    for (int i = 0; i < rounds && !failures; i++) {
+        run_round(i, n_threads, seconds / rounds, seed);
         resident[i] = resident_mib();
         printf("round %2d: %8lu calls, %7lu answers compared, %6lu refused by the limit, %.1f MiB resident\n", i + 1, calls,
                compared, refused, resident[i]);
@@ -414,14 +417,19 @@ int main(int argc, char **argv)
     }
     dp_runtime_free(runtimes[0]);
     if (failures) return 1;
-    const double early = median(resident + ROUNDS / 4, ROUNDS / 4), late = median(resident + 3 * ROUNDS / 4, ROUNDS / 4);
+    if (!compared) {
+        printf("FAILED: nothing compared\n");
+        return 1;
+    }
+    if (rounds < 8) return 0;
+    const double early = median(resident + rounds / 4, rounds / 4), late = median(resident + 3 * rounds / 4, rounds / 4);
     printf("resident: %.1f MiB early, %.1f MiB late\n", early, late);
     if (late > 1.05 * early + 4) {
         printf("FAILED: memory grows\n");
         return 1;
     }
-    if (!compared || !refused) {
-        printf("FAILED: nothing compared, or nothing refused\n");
+    if (!refused) {
+        printf("FAILED: nothing was refused\n");
         return 1;
     }
     return 0;

@@ -149,8 +149,7 @@ START_TEST(nothing_to_see)
     for (size_t i = 0; i < (size_t)TOKENS * KV_HEADS; i++) c.k[i * DIM] = 1;
     q[BLIND * DIM] = -INFINITY;
     dp_runtime *const rt = runtime_of((dp_isa)(1 + _i));
-    if (!rt) return;
-    for (int form = 0; form < FORMS; form++) {
+    for (int form = 0; rt && form < FORMS; form++) {
         dp_sequence_config config = sequence_config(&c, HEADS, DP_F16);
         dp_sequence *s;
         ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);

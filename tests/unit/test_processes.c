@@ -198,9 +198,12 @@ END_TEST
 int main(void)
 {
     Suite *const suite = suite_create("processes");
-    TCase *const tc = tcase_create("processes");
+    TCase *const tc = tcase_create("processes"), *const forks = tcase_create("forks");
     tcase_set_timeout(tc, 150);
-    tcase_add_loop_test(tc, fork_after_use, 0, 10);
+    tcase_set_timeout(forks, 150);
+    tcase_set_tags(forks, "forks"); /* more than the OpenMP tool that ThreadSanitizer needs can take */
+    tcase_add_loop_test(forks, fork_after_use, 0, 10);
+    suite_add_tcase(suite, forks);
     tcase_add_test(tc, several_runtimes);
     tcase_add_test(tc, many_callers);
     suite_add_tcase(suite, tc);
