@@ -1,5 +1,9 @@
 /* Abuse that servers commit: fork() after use, several runtimes in one process, many threads on one runtime for a while. */
+#include <fenv.h>
+#include <float.h>
 #include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -195,6 +199,50 @@ START_TEST(many_callers)
 }
 END_TEST
 
+/* What a caller would notice: bytes on its standard output and error, signal handlers, rounding, denormals. */
+START_TEST(process_is_left_alone)
+{
+    data();
+    struct sigaction before[65] = {0};
+    for (int i = 1; i < 65; i++) (void)sigaction(i, NULL, &before[i]);
+    FILE *const said = tmpfile();
+    ck_assert_ptr_nonnull(said);
+    fflush(NULL);
+    const int out = dup(STDOUT_FILENO), err = dup(STDERR_FILENO);
+    dup2(fileno(said), STDOUT_FILENO), dup2(fileno(said), STDERR_FILENO);
+    ck_assert_int_eq(fesetround(FE_UPWARD), 0); /* the caller's own choice stays */
+
+    dp_runtime *const rt = runtime_with(2, DP_ISA_AUTO);
+    dp_sequence *const s = filled(rt, 3000);
+    float answer[OUT];
+    go_on(s, 3000, answer);
+    const dp_status refused = dp_append(s, 7, 1, q, 0, q, 0); /* an error is not printed either */
+    dp_sequence_free(s);
+    dp_runtime_free(rt);
+
+    const int rounding = fegetround();
+    fesetround(FE_TONEAREST);
+    fflush(NULL);
+    dup2(out, STDOUT_FILENO), dup2(err, STDERR_FILENO);
+    close(out), close(err);
+    ck_assert_int_eq(refused, DP_ERR_INVALID);
+    ck_assert_int_eq(rounding, FE_UPWARD);
+    volatile float small = FLT_MIN;
+    small = small / 4;
+    ck_assert(small > 0); /* results are not flushed to zero */
+    small = small * 2;
+    ck_assert(small == FLT_MIN / 2); /* nor are operands */
+    ck_assert_int_eq(lseek(fileno(said), 0, SEEK_END), 0);
+    fclose(said);
+    for (int i = 1; i < 65; i++) {
+        struct sigaction after = {0};
+        (void)sigaction(i, NULL, &after);
+        ck_assert(after.sa_handler == before[i].sa_handler && after.sa_flags == before[i].sa_flags);
+    }
+    cache_free(&c);
+}
+END_TEST
+
 int main(void)
 {
     Suite *const suite = suite_create("processes");
@@ -206,6 +254,7 @@ int main(void)
     suite_add_tcase(suite, forks);
     tcase_add_test(tc, several_runtimes);
     tcase_add_test(tc, many_callers);
+    tcase_add_test(tc, process_is_left_alone);
     suite_add_tcase(suite, tc);
     return run_suite(suite);
 }
