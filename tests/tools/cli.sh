@@ -69,6 +69,17 @@ same --prompt "$prompt" --chunk 3
 same --prompt "$prompt" --attention dense
 same --prompt "$prompt" --kv f32
 
+# A prompt that was read once, whole or in part.
+same --prompt "$prompt" --save-prefix "$work/prefix"
+same --prompt "$prompt" --prefix "$work/prefix"
+expect 0 '^prefill  0 tokens' run --model "$model" -n 1 --both --prompt "$prompt" --prefix "$work/prefix"
+expect 0 '^prefill  [1-9]' run --model "$model" -n 1 --prompt "$prompt and then" --prefix "$work/prefix"
+expect 1 'differs from it at token' run --model "$model" --prompt "x$prompt and then" --prefix "$work/prefix"
+expect 1 'the prompt only' run --model "$model" --prompt "def" --prefix "$work/prefix"
+expect 1 'type is 2 in the file, not 1' run --model "$model" --prompt "$prompt" --prefix "$work/prefix" --kv f16
+expect 1 'no snapshot' run --model "$model" --prompt "$prompt" --prefix "$model"
+expect 2 'without --prefix' run --model "$model" --prompt "$prompt" --prefix "$work/prefix" --record "$work/trace"
+
 # A seed repeats its text.
 "$doublep" run --model "$model" --prompt "$prompt" -n 12 --temperature 1 --seed 7 >"$work/want" 2>/dev/null
 same --prompt "$prompt" --temperature 1 --seed 7

@@ -92,13 +92,51 @@ static bool allocate_buffers(model_context *c)
            allocate_rows(&c->delta, n, s->width) && allocate_rows(&c->rope, n, s->rope_dims);
 }
 
+static dp_status set_dense(const model_context *c, uint32_t i)
+{
+    dp_status status = DP_OK;
+    for (uint32_t l = 0; status == DP_OK && l < c->m->shape.n_layers; l++)
+        status = dp_sequence_set_dense(c->sequences[i], l, c->config.dense[i]);
+    return status;
+}
+
 bool model_context_reset(model_context *context, char *error, size_t error_size)
 {
     for (uint32_t i = 0; i < context->config.n_sequences; i++) {
         dp_sequence_free(context->sequences[i]);
         dp_status status = dp_sequence_create(context->runtime, &context->config.sequences[i], &context->sequences[i]);
-        for (uint32_t l = 0; context->config.dense[i] && status == DP_OK && l < context->m->shape.n_layers; l++)
-            status = dp_sequence_set_dense(context->sequences[i], l, 1);
+        if (status == DP_OK)
+            status = set_dense(context, i);
+        if (status != DP_OK)
+            return library_failed(context, status, error, error_size);
+    }
+    return true;
+}
+
+bool model_context_save(const model_context *context, const char *path, const void *note, size_t note_bytes, char *error,
+                        size_t error_size)
+{
+    uint32_t i = context->config.n_sequences - 1;
+    while (i > 0 && context->config.dense[i])
+        i--;
+    const dp_status status = dp_sequence_save(context->sequences[i], path, note, note_bytes);
+    return status == DP_OK || library_failed(context, status, error, error_size);
+}
+
+bool model_context_load(model_context *context, const char *path, void *note, size_t note_size, size_t *note_bytes,
+                        char *error, size_t error_size)
+{
+    for (uint32_t i = 0; i < context->config.n_sequences; i++) {
+        dp_load_options options;
+        dp_load_options_init(&options);
+        options.config = &context->config.sequences[i];
+        options.note = note;
+        options.note_size = note_size;
+        options.note_bytes = note_bytes;
+        dp_sequence_free(context->sequences[i]);
+        dp_status status = dp_sequence_load(context->runtime, path, &options, &context->sequences[i]);
+        if (status == DP_OK)
+            status = set_dense(context, i);
         if (status != DP_OK)
             return library_failed(context, status, error, error_size);
     }

@@ -62,6 +62,13 @@ void model_context_free(model_context *context); /* NULL is allowed */
 /* Empties all sequences, for another prompt. */
 bool model_context_reset(model_context *context, char *error, size_t error_size);
 
+/* A snapshot of the tokens of one sequence, of one with an index where there is one; and a snapshot's tokens in place of what
+ * all sequences have. The note as in dp_sequence_save and dp_load_options. After a failure reset or free the context. */
+bool model_context_save(const model_context *context, const char *path, const void *note, size_t note_bytes, char *error,
+                        size_t error_size);
+bool model_context_load(model_context *context, const char *path, void *note, size_t note_size, size_t *note_bytes,
+                        char *error, size_t error_size);
+
 /* Replaces the attention of the config: from the next pass on. */
 void model_context_set_attention(model_context *context, model_attention_fn attention, void *user);
 

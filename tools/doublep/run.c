@@ -6,6 +6,7 @@
 #include "commands.h"
 #include "files.h"
 #include "options.h"
+#include "prefix.h"
 #include "progress.h"
 #include "report.h"
 #include "trace.h"
@@ -18,10 +19,11 @@ typedef struct run_options {
     const char *record;
     bool record_all, record_layers[TRACE_MAX_LAYERS];
     uint64_t last_record_layer;
+    const char *prefix, *save_prefix;
 } run_options;
 
 enum { DEFAULT_TOKENS = 128 };
-enum { KEY_PROMPT_FILE = 0x200, KEY_QUESTION, KEY_TEMPERATURE, KEY_SEED, KEY_RECORD, KEY_RECORD_LAYERS };
+enum { KEY_PROMPT_FILE = 0x200, KEY_QUESTION, KEY_TEMPERATURE, KEY_SEED, KEY_RECORD, KEY_RECORD_LAYERS, KEY_PREFIX, KEY_SAVE_PREFIX };
 
 static const struct argp_option options_list[] = {
     {"prompt", 'p', "TEXT", 0, "The prompt", 0},
@@ -31,6 +33,8 @@ static const struct argp_option options_list[] = {
     {"seed", KEY_SEED, "S", 0, "Seed of the random numbers (default 0)", 0},
     {"record", KEY_RECORD, "FILE", 0, "Write keys, values and decode queries to FILE, for `doublep bench --trace`", 0},
     {"record-layers", KEY_RECORD_LAYERS, "N[,N...]", 0, "Record only these layers, counted from 0", 0},
+    {"save-prefix", KEY_SAVE_PREFIX, "FILE", 0, "Write the prompt's keys, values and index to FILE, for --prefix", 0},
+    {"prefix", KEY_PREFIX, "FILE", 0, "Do not read what FILE has of the prompt's beginning", 0},
     {0},
 };
 
@@ -73,6 +77,12 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case KEY_RECORD_LAYERS:
         parse_layers(state, o, arg);
         return 0;
+    case KEY_PREFIX:
+        o->prefix = arg;
+        return 0;
+    case KEY_SAVE_PREFIX:
+        o->save_prefix = arg;
+        return 0;
     case ARGP_KEY_ARG:
         argp_error(state, "\"%s\" is not an option; a prompt goes with --prompt", arg);
         return 0;
@@ -81,6 +91,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
             argp_error(state, "one of --prompt and --prompt-file is needed");
         if (!o->record && !o->record_all)
             argp_error(state, "--record-layers needs --record");
+        if (o->record && o->prefix)
+            argp_error(state, "--record needs the whole prompt, without --prefix");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -109,8 +121,10 @@ static int answer(const run_options *o, model_context *context, const session_pr
     session_answer answers[SESSION_MAX_METHODS] = {0};
     progress bar;
     progress_start(&bar, "prefill");
-    bool done = session_prefill(context, prompt, common->methods, progress_show, &bar, &prefill, error, sizeof(error));
+    bool done = (!o->prefix || prefix_load(context, o->prefix, &prompt->prefill, error, sizeof(error))) &&
+                session_prefill(context, prompt, common->methods, progress_show, &bar, &prefill, error, sizeof(error));
     progress_end(&bar);
+    done = done && (!o->save_prefix || prefix_save(context, o->save_prefix, &prompt->prefill, error, sizeof(error)));
     const session_settings settings = {.max_tokens = common->max_tokens ? common->max_tokens : DEFAULT_TOKENS,
                                        .temperature = o->temperature,
                                        .seed = o->seed,

@@ -43,8 +43,9 @@ bool session_prefill(model_context *context, const session_prompt *prompt, const
                      model_progress_fn progress, void *user, session_prefill_result *result, char *error,
                      size_t error_size)
 {
-    if (!model_prefill(context, prompt->prefill.ids, prompt->prefill.count, NULL, progress, user, &result->counters,
-                       error, error_size))
+    const size_t have = (size_t)model_context_tokens(context, 0);
+    if (!model_prefill(context, prompt->prefill.ids + have, prompt->prefill.count - have, NULL, progress, user,
+                       &result->counters, error, error_size))
         return false;
     for (uint32_t i = 0; i < model_context_n_sequences(context) && prompt->prefill.count > 0; i++) {
         const uint64_t start = clock_ns();

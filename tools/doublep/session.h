@@ -58,7 +58,7 @@ bool session_prompt_create(session_prompt *prompt, const tokenizer *t, const cha
                            const char *question, size_t question_length, char *error, size_t error_size);
 void session_prompt_free(session_prompt *prompt);
 
-/* Prefill, then the index; a method per sequence of the context. */
+/* Prefill of what the context does not have yet, then the index; a method per sequence of the context. */
 bool session_prefill(model_context *context, const session_prompt *prompt, const session_method *methods,
                      model_progress_fn progress, void *user, session_prefill_result *result, char *error,
                      size_t error_size);
