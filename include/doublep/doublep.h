@@ -368,7 +368,7 @@ DP_API void dp_load_options_init(dp_load_options *options);
  * *sequence is NULL after an error.
  * Errors: DP_ERR_INVALID (a NULL, an empty path, settings other than options->config: the message names the first),
  * DP_ERR_DAMAGED (the file is no snapshot, or is cut short, or some of it is not as it was written: the message says what),
- * DP_ERR_UNSUPPORTED (another format version, the other byte order, settings that only a newer library knows),
+ * DP_ERR_UNSUPPORTED (another format version, the other byte order, settings of another version of the library),
  * DP_ERR_NO_MEMORY, DP_ERR_SYSTEM (the file cannot be opened or read). */
 DP_API dp_status dp_sequence_load(dp_runtime *runtime, const char *path, const dp_load_options *options,
                                   dp_sequence **sequence);

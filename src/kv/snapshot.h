@@ -1,7 +1,7 @@
 /* The file format of snapshots. All numbers are as the machine has them in memory. A file is
  *     header, table, note      each padded with zeros to 64 bytes
  *     sections                 the arrays, in an order and of sizes that follow from the table; zeros between them
- * The table is the sequence's config (as long as its struct_size says), then dp_snapshot_layer [n_layers],
+ * The table is the sequence's config, then dp_snapshot_layer [n_layers],
  * dp_snapshot_head [n_layers][n_kv_heads], dp_snapshot_segment for each of the heads' segments, and the CRC-32 of each
  * section. What follows from these (numbers of rows, first tokens) is not stored.
  * Sections: KV head by KV head, and for each layer by layer, the sink's keys and values, the tail's, and the queries;

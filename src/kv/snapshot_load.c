@@ -95,7 +95,8 @@ static dp_status read_header(loader *l)
     if (h->byte_order == DP_SNAPSHOT_BYTE_ORDER && h->version > DP_SNAPSHOT_VERSION)
         return FAIL(l, DP_ERR_UNSUPPORTED, "the file has format version %u, this library knows those up to %u",
                     h->version, DP_SNAPSHOT_VERSION);
-    if (dp_snapshot_checksum(0, h, offsetof(dp_snapshot_header, checksum)) != h->checksum)
+    if (h->byte_order != DP_SNAPSHOT_BYTE_ORDER ||
+        dp_snapshot_checksum(0, h, offsetof(dp_snapshot_header, checksum)) != h->checksum)
         return report(l, "header", DAMAGED);
     if (h->version < DP_SNAPSHOT_VERSION)
         return FAIL(l, DP_ERR_UNSUPPORTED, "the file has format version %u, this library reads %u", h->version,
@@ -103,8 +104,8 @@ static dp_status read_header(loader *l)
     if (h->file_bytes != file_bytes)
         return FAIL(l, DP_ERR_DAMAGED, "the file has %llu bytes, not the %llu that it was written with",
                     (unsigned long long)file_bytes, (unsigned long long)h->file_bytes);
-    if (h->table_bytes > file_bytes || h->note_bytes > file_bytes)
-        return DAMAGE(l, "the header names a table or a note longer than the file");
+    if (h->table_bytes > file_bytes || h->note_bytes > file_bytes || h->zero[0] || h->zero[1] || h->zero[2])
+        return DAMAGE(l, "the header's figures make no sense");
     return DP_OK;
 }
 
@@ -211,9 +212,8 @@ static dp_status read_config(loader *l, const dp_sequence_config *expected)
 {
     const uint32_t config_bytes = dp_struct_size(l->table);
     dp_sequence_config_init(&l->config);
-    if (config_bytes > sizeof l->config)
-        return FAIL(l, DP_ERR_UNSUPPORTED, "%s",
-                    "the file has settings that this library does not know: a newer one wrote it");
+    if (config_bytes != sizeof l->config)
+        return FAIL(l, DP_ERR_UNSUPPORTED, "%s", "the file has the settings of another version of this library");
     if (config_bytes > l->header.table_bytes || !DP_STRUCT_IN(&l->config, (const dp_sequence_config *)(void *)l->table))
         return DAMAGE(l, "the table's settings make no sense");
     if (expected) {
@@ -256,6 +256,7 @@ static bool head_makes_sense(const dp_sequence *s, const dp_snapshot_layer *laye
     const bool queries = head->queries != DP_SNAPSHOT_NO_QUERIES;
     *bytes += layer->n_tokens * (s->format.key_bytes + s->format.value_bytes) +
               (queries ? s->format.key_dim * s->format.key_dim * sizeof(float) : 0);
+    if (!queries ? head->n_queries != 0 : head->queries == DP_SNAPSHOT_SETTLED && !head->n_queries) return false;
     return head->queries <= DP_SNAPSHOT_SETTLED && !head->zero && !layer->zero && layer->dense <= 1 &&
            layer->n_tokens <= UINT32_MAX && (!head->n_segments || rest >= c->window);
 }
