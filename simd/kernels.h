@@ -18,7 +18,7 @@
 enum {
     DP_PANEL = 16,    /* clusters in a centroid panel, on every ISA: the layout in memory does not depend on the ISA */
     DP_MAX_DIM = 512, /* largest d of key_logits and code_logits */
-    DP_WORST_ERROR = 100, /* see cluster_mass */
+    DP_WORST_ERROR = 100000, /* see cluster_mass */
 };
 
 /* dst[i] = src[i] in another type. To f16 and bf16: round to nearest even, overflow to Inf, NaN stays NaN (quiet),

@@ -394,7 +394,7 @@ typedef enum dp_refine {
  *   stage 1 keeps the smallest set of clusters with E + mass >= p1 * T
  *   stage 2 refines, token by token, of that set:
  *     DP_REFINE_BUDGET: with the expected squared error of leaving a cluster approximated,
- *                         e_i = exp(2 m_i) min(exp(2 sigma_i^2) - 1, 100 s_i),
+ *                         e_i = exp(2 m_i) min(exp(2 sigma_i^2) - 1, 100000 s_i),
  *                       clusters (those that stage 1 dropped, too) in order of the sum over the group's query heads of
  *                       e_i / (epsilon * T)^2 by cost, until that sum over the clusters that are left is at most one per
  *                       query head. Of a refined cluster of several tokens the keys in four bits are read, then the rows of
@@ -414,9 +414,9 @@ typedef struct dp_attention_params {
     uint32_t struct_size;
     dp_method method;     /* default DP_DOUBLE_P */
     dp_refine refine;     /* default DP_REFINE_BUDGET */
-    float p1;             /* default 0.95; 0 to 1 */
+    float p1;             /* default 0.98; 0 to 1 */
     float p2;             /* default 0.7; 0 to p1; DP_REFINE_TOP_P only */
-    float epsilon;        /* default 0.08; 0 to 1; DP_REFINE_BUDGET only; 0 refines all that stage 1 keeps */
+    float epsilon;        /* default 0.1; 0 to 1; DP_REFINE_BUDGET only; 0 refines all that stage 1 keeps */
     uint32_t sink;        /* at least so many first tokens are exact; default 0: those of the sequence's config */
     uint32_t window;      /* at least so many last tokens are exact, for each query of the call; default 0: those of the
                              sequence's config */

@@ -10,9 +10,9 @@ void dp_attention_params_init(dp_attention_params *params)
     params->struct_size = sizeof *params;
     params->method = DP_DOUBLE_P;
     params->refine = DP_REFINE_BUDGET;
-    params->p1 = 0.95f;
+    params->p1 = 0.98f;
     params->p2 = 0.7f;
-    params->epsilon = 0.08f;
+    params->epsilon = 0.1f;
     params->min_context = 2048;
     params->dispersion = 1;
     params->exact_mass = 1;
