@@ -58,6 +58,8 @@ unsigned dp_cpu_features(void)
     unsigned features = DP_CPU_NEON;
     if (getauxval(AT_HWCAP2) & HWCAP2_BF16)
         features |= DP_CPU_NEON_BF16;
+    if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP)
+        features |= DP_CPU_NEON_DOTPROD;
     return features;
 }
 

@@ -38,6 +38,10 @@ int dp_kernels_init(dp_kernels *k, dp_isa isa, unsigned features)
         if (features & DP_CPU_NEON_BF16)
             dp_kernels_init_neon_bf16(k);
 #endif
+#ifdef DP_BUILD_NEON_DOTPROD
+        if (features & DP_CPU_NEON_DOTPROD)
+            dp_kernels_init_neon_dotprod(k);
+#endif
         return 0;
 #endif
     default:

@@ -149,6 +149,7 @@ enum {
     DP_CPU_AVX512_BF16 = 1u << 2, /* additionally AVX512_BF16 */
     DP_CPU_NEON = 1u << 3,        /* Advanced SIMD */
     DP_CPU_NEON_BF16 = 1u << 4,   /* additionally FEAT_BF16 */
+    DP_CPU_NEON_DOTPROD = 1u << 5, /* additionally FEAT_DotProd */
 };
 
 unsigned dp_cpu_features(void);
@@ -164,5 +165,6 @@ void dp_kernels_init_avx512(dp_kernels *k);
 void dp_kernels_init_avx512_bf16(dp_kernels *k);
 void dp_kernels_init_neon(dp_kernels *k);
 void dp_kernels_init_neon_bf16(dp_kernels *k);
+void dp_kernels_init_neon_dotprod(dp_kernels *k);
 
 #endif

@@ -20,7 +20,7 @@ typedef enum dp_isa {
     DP_ISA_SCALAR = 1, /* portable C */
     DP_ISA_AVX2 = 2,   /* AVX2, FMA, F16C */
     DP_ISA_AVX512 = 3, /* AVX-512 F, BW, DQ, VL; BF16 instructions where present */
-    DP_ISA_NEON = 4,   /* AArch64 Advanced SIMD; BF16 instructions where present */
+    DP_ISA_NEON = 4,   /* AArch64 Advanced SIMD; BF16 and dot product instructions where present */
     DP_ISA_COUNT = 5
 } dp_isa;
 

@@ -1,20 +1,8 @@
 /* NEON logits of keys in four bits: 16 bytes, both halves of a token's codes, are multiplied and added in 16-bit lanes (four
  * products of at most 15 * 127 each), then in 32-bit lanes. */
-#include <string.h>
-
 #include "neon.h"
 
 enum { BLOCK = 16 };
-
-/* n bytes, zeros behind them. */
-DP_INLINE uint8x16_t load_bytes(const void *x, size_t n)
-{
-    if (n >= BLOCK)
-        return vld1q_u8(x);
-    uint8_t part[BLOCK] = {0};
-    memcpy(part, x, n);
-    return vld1q_u8(part);
-}
 
 static void code_logits(const int8_t *q, const float *factor, size_t heads, size_t d, const uint8_t *codes,
                         const uint16_t *step, size_t n, float *out, size_t out_stride)
@@ -28,11 +16,11 @@ static void code_logits(const int8_t *q, const float *factor, size_t heads, size
         for (size_t i = 0; i < n; i++) {
             int32x4_t sum = vdupq_n_s32(0);
             for (size_t j = 0; j < half; j += BLOCK) {
-                const uint8x16_t packed = load_bytes(codes + i * half + j, half - j);
+                const uint8x16_t packed = dp_load_bytes(codes + i * half + j, half - j);
                 const int8x16_t first = vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(15)));
                 const int8x16_t second = vreinterpretq_s8_u8(vshrq_n_u8(packed, 4));
-                const int8x16_t x = vreinterpretq_s8_u8(load_bytes(low + j, half - j));
-                const int8x16_t y = vreinterpretq_s8_u8(load_bytes(high + j, half - j));
+                const int8x16_t x = vreinterpretq_s8_u8(dp_load_bytes(low + j, half - j));
+                const int8x16_t y = vreinterpretq_s8_u8(dp_load_bytes(high + j, half - j));
                 int16x8_t products = vmull_s8(vget_low_s8(first), vget_low_s8(x));
                 products = vmlal_s8(products, vget_high_s8(first), vget_high_s8(x));
                 products = vmlal_s8(products, vget_low_s8(second), vget_low_s8(y));

@@ -141,7 +141,8 @@ dp_status dp_runtime_get_info(const dp_runtime *runtime, dp_runtime_info *info)
         dp_kernels unused;
         if (!dp_kernels_init(&unused, (dp_isa)isa, runtime->features)) full.isas_available |= 1u << isa;
     }
-    full.bf16_instructions = runtime->isa == DP_ISA_AVX512 && (runtime->features & DP_CPU_AVX512_BF16);
+    full.bf16_instructions = (runtime->isa == DP_ISA_AVX512 && (runtime->features & DP_CPU_AVX512_BF16)) ||
+                             (runtime->isa == DP_ISA_NEON && (runtime->features & DP_CPU_NEON_BF16));
     full.n_threads = runtime->n_threads;
     full.n_cores = runtime->topology.n_cores;
     full.n_pus = runtime->topology.n_pus;

@@ -195,6 +195,7 @@ static const struct table {
     {"avx512-bf16", DP_ISA_AVX512, DP_CPU_AVX512_BF16},
     {"neon", DP_ISA_NEON, 0},
     {"neon-bf16", DP_ISA_NEON, DP_CPU_NEON_BF16},
+    {"neon-dotprod", DP_ISA_NEON, DP_CPU_NEON_DOTPROD},
 };
 enum { N_TABLES = sizeof tables / sizeof *tables };
 
