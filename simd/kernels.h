@@ -61,6 +61,11 @@ typedef void (*dp_weighted_values_fn)(const float *w, size_t w_stride, size_t he
 typedef void (*dp_code_logits_fn)(const int8_t *q, const float *factor, size_t heads, size_t d, const uint8_t *codes,
                                   const uint16_t *step, size_t n, float *out, size_t out_stride);
 
+/* The same of the keys' signs: (factor[h] * step(i)) * (float)sum_j q[h * d + j] * (2 bit(i, j) - 1). signs: d / 8 bytes a
+ * token, tokens one after the other; bit j % 8 of byte j / 8 is that of dimension j. */
+typedef void (*dp_sign_logits_fn)(const int8_t *q, const float *factor, size_t heads, size_t d, const uint8_t *signs,
+                                  const uint16_t *step, size_t n, float *out, size_t out_stride);
+
 /* Largest x[i]; NaN are passed over; -Inf when n = 0 or nothing but NaN. */
 typedef float (*dp_max_fn)(const float *x, size_t n);
 
@@ -126,6 +131,7 @@ typedef struct dp_kernels {
     dp_score_panels_fn score_panels;
     dp_weighted_means_fn weighted_means;
     dp_code_logits_fn code_logits;
+    dp_sign_logits_fn sign_logits;
     dp_key_logits_fn key_logits[DP_TYPE_COUNT];
     dp_weighted_values_fn weighted_values[DP_TYPE_COUNT];
     dp_max_fn max;

@@ -286,7 +286,7 @@ static void mark(const void *state, uint32_t layer, uint8_t *kept, size_t stride
         for (uint32_t i = 0; flags && i < head->n_segments; i++) {
             const dp_segment *const segment = &head->segments[i];
             for (uint32_t c = 0; c < segment->n_clusters; c++)
-                for (uint32_t t = segment->offset[c]; flags[c] && t < segment->offset[c + 1]; t++)
+                for (uint32_t t = segment->offset[c]; (flags[c] & (SELECT_ESTIMATE | SELECT_REFINE)) && t < segment->offset[c + 1]; t++)
                     row[segment->first_token + segment->token[t]] = 1;
             flags += (size_t)segment->n_panels * DP_PANEL;
         }

@@ -175,9 +175,9 @@ typedef struct dp_sequence_config {
                                        1; 0: plain means (the paper's form) */
     int32_t borrowed;               /* 0 (default): the sequence keeps the rows of keys and values; 1: the caller does, see
                                        dp_borrow */
-    uint32_t key_codes;             /* 1 (default): clustered keys are kept in four bits, too (key_dim / 2 + 2 bytes a token),
-                                       so that refining a cluster reads these and the rows of the few tokens that matter;
-                                       0: refining reads all rows of the cluster */
+    uint32_t key_codes;             /* 1 (default): clustered keys are kept in one bit and in four bits, too (key_dim * 5 / 8 + 2
+                                       bytes a token), so that refining a cluster reads these and the rows of the few tokens
+                                       that matter; 0: refining reads all rows of the cluster */
 } dp_sequence_config;
 
 DP_API void dp_sequence_config_init(dp_sequence_config *config);
@@ -304,7 +304,7 @@ typedef struct dp_memory {
     uint64_t plain_bytes;    /* tokens * (key_dim + value_dim) * element size, over all layers and KV heads */
     uint64_t row_bytes;      /* keys and values; 0 where they are borrowed */
     uint64_t index_bytes;    /* centroids, mean values, sizes, dispersions, keys in four bits, token numbers */
-    uint64_t reserved_bytes; /* all memory that the sequence holds, slack included: at most 1.25 times plain_bytes at 24
+    uint64_t reserved_bytes; /* all memory that the sequence holds, slack included: at most 1.28 times plain_bytes at 24
                                 tokens per cluster (1.12 without key_codes) once an indexed 16-bit cache has 64 MiB or more,
                                 with key_dim and value_dim of 64 or more */
     uint64_t clustered_tokens; /* per layer and KV head, summed */
@@ -397,9 +397,10 @@ typedef enum dp_refine {
  *                         e_i = exp(2 m_i) min(exp(2 sigma_i^2) - 1, 100000 s_i),
  *                       clusters (those that stage 1 dropped, too) in order of the sum over the group's query heads of
  *                       e_i / (epsilon * T)^2 by cost, until that sum over the clusters that are left is at most one per
- *                       query head. Of a refined cluster of several tokens the keys in four bits are read, then the rows of
- *                       the tokens with more than 0.3 epsilon^2 of the mass for some query head of the group; the others
- *                       contribute their estimated mass * v_i (without key_codes: all rows are read)
+ *                       query head. With key_codes, of a refined cluster of several tokens first the signs of k - c_i are
+ *                       read; if by these, or by the estimate, one of its tokens may have more than 0.3 epsilon^2 of the mass
+ *                       for some query head of the group, then their four bits, and the rows of those tokens that do have
+ *                       more; the others contribute their estimated mass * v_i. Without key_codes all rows are read
  *     DP_REFINE_TOP_P:  the smallest set with E + mass >= p2 * T
  *   the others of the set contribute exp(m_i) * v_i; clusters outside it are dropped.
  * Inside a cluster values go with keys, so that v_i should move with the query. It moves alike in all clusters of a segment
@@ -416,7 +417,7 @@ typedef struct dp_attention_params {
     dp_refine refine;     /* default DP_REFINE_BUDGET */
     float p1;             /* default 0.98; 0 to 1 */
     float p2;             /* default 0.7; 0 to p1; DP_REFINE_TOP_P only */
-    float epsilon;        /* default 0.1; 0 to 1; DP_REFINE_BUDGET only; 0 refines all that stage 1 keeps */
+    float epsilon;        /* default 0.07; 0 to 1; DP_REFINE_BUDGET only; 0 refines all that stage 1 keeps */
     uint32_t sink;        /* at least so many first tokens are exact; default 0: those of the sequence's config */
     uint32_t window;      /* at least so many last tokens are exact, for each query of the call; default 0: those of the
                              sequence's config */

@@ -1,4 +1,4 @@
-/* NEON logits of keys in four bits: 16 bytes, both halves of a token's codes, are multiplied and added in 16-bit lanes (four
+/* NEON logits of keys in four bits, and of their signs. Of the former 16 bytes, both halves of a token's codes, are multiplied and added in 16-bit lanes (four
  * products of at most 15 * 127 each), then in 32-bit lanes. */
 #include "neon.h"
 
@@ -33,7 +33,33 @@ static void code_logits(const int8_t *q, const float *factor, size_t heads, size
     }
 }
 
+/* Twice the sum of the elements whose bit is set, less the sum of all, is the sum with signs. */
+static void sign_logits(const int8_t *q, const float *factor, size_t heads, size_t d, const uint8_t *signs,
+                        const uint16_t *step, size_t n, float *out, size_t out_stride)
+{
+    static const uint8_t bits_of_byte[8] = {1, 2, 4, 8, 16, 32, 64, 128};
+    const uint8x8_t bit = vld1_u8(bits_of_byte);
+    for (size_t h = 0; h < heads; h++) {
+        const int8_t *const x = q + h * d;
+        int32_t sum_of_q = 0;
+        for (size_t j = 0; j < d; j++)
+            sum_of_q += x[j];
+        for (size_t i = 0; i < n; i++) {
+            const uint8_t *const bytes = signs + i * (d / 8);
+            int16x4_t sum = vdup_n_s16(0); /* d / 4 numbers a lane: 16 bits hold them */
+            for (size_t j = 0; j < d / 8; j++) {
+                const uint8x8_t set = vtst_u8(vdup_n_u8(bytes[j]), bit);
+                sum = vpadal_s8(sum, vand_s8(vreinterpret_s8_u8(set), vld1_s8(x + 8 * j)));
+            }
+            const float32x4_t widened = vreinterpretq_f32_u32(vshll_n_u16(vdup_n_u16(step[i]), 16));
+            out[h * out_stride + i] =
+                factor[h] * vgetq_lane_f32(widened, 0) * (float)(2 * (int32_t)vaddlv_s16(sum) - sum_of_q);
+        }
+    }
+}
+
 void dp_neon_init_codes(dp_kernels *k)
 {
     k->code_logits = code_logits;
+    k->sign_logits = sign_logits;
 }

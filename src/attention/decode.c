@@ -60,6 +60,7 @@ static void carve_step(dp_step *step, dp_scratch *scratch)
         const size_t scannable = step->sparse && s->format.has_codes ? head->clustered : 0;
         plan.codes = dp_scratch_take(scratch, rows * s->format.key_dim);
         plan.code_factor = dp_scratch_take(scratch, rows * sizeof *plan.code_factor);
+        plan.sign_factor = dp_scratch_take(scratch, rows * sizeof *plan.sign_factor);
         plan.total = dp_scratch_take(scratch, rows * sizeof *plan.total);
         plan.token_limit = dp_scratch_take(scratch, rows * sizeof *plan.token_limit);
         plan.scanned = dp_scratch_take(scratch, (scannable ? plan.n_positions : 0) * sizeof *plan.scanned);
@@ -246,7 +247,12 @@ static void run_select(const dp_step *step, size_t h, size_t i)
 static void run_list(const dp_step *step, size_t h, size_t i)
 {
     (void)i;
-    (step->sparse ? dp_pieces_selected : dp_pieces_all)(step, &step->heads[h]);
+    if (step->sparse) {
+        dp_sum_dropped(step, &step->heads[h]);
+        dp_pieces_selected(step, &step->heads[h]);
+    } else {
+        dp_pieces_all(step, &step->heads[h]);
+    }
 }
 
 static size_t count_scans(const dp_step *step, size_t h)

@@ -12,7 +12,7 @@ void dp_attention_params_init(dp_attention_params *params)
     params->refine = DP_REFINE_BUDGET;
     params->p1 = 0.98f;
     params->p2 = 0.7f;
-    params->epsilon = 0.1f;
+    params->epsilon = 0.07f;
     params->min_context = 2048;
     params->dispersion = 1;
     params->exact_mass = 1;

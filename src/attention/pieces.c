@@ -150,6 +150,7 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
             const uint32_t size = dp_segment_size(segment, c);
             uint32_t read = 0;
             if (!flags[c]) continue;
+            if ((flags[c] & (SELECT_LOOK | SELECT_REFINE)) == SELECT_LOOK) h->counts.bytes_codes += size * dp_sign_bytes(f);
             if (flags[c] & SELECT_REFINE) {
                 add_cluster(f, h, segment, c);
                 read = size;
@@ -157,9 +158,9 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
                 read = add_wanted(f, h, segment, c, h->wanted + token + segment->offset[c]);
                 h->counts.bytes_codes += size * dp_code_bytes(f);
             }
-            h->counts.clusters_refined += flags[c] != SELECT_ESTIMATE;
+            h->counts.clusters_refined += (flags[c] & (SELECT_REFINE | SELECT_SCAN)) != 0;
             h->counts.tokens_refined += read;
-            if (read < size)
+            if (flags[c] & SELECT_ESTIMATE && read < size)
                 h->estimated[h->n_estimated++] = (dp_cluster_ref){.segment = s, .cluster = c};
         }
         if (dp_segment_stale(segment)) continue;

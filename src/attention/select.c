@@ -117,14 +117,15 @@ static bool can_scan(const dp_step *step, const dp_segment *segment, size_t clus
            dp_segment_size(segment, (uint32_t)cluster) > 1;
 }
 
-/* What it costs to refine a cluster, in rows. A scan ends in about one row that is read. */
+/* What it costs to refine a cluster, in rows. A look at the signs leads to the codes one time in four, and to about one row
+ * that is read. */
 static float cost(const dp_step *step, const dp_segment *segment, size_t cluster)
 {
     const dp_row_format *const f = &step->sequence->format;
     if (cluster >= segment->n_clusters) return 1.0f;
     const float tokens = (float)dp_segment_size(segment, (uint32_t)cluster);
     if (!can_scan(step, segment, cluster)) return tokens;
-    return 1.0f + tokens * (float)dp_code_bytes(f) / (float)(f->key_bytes + f->value_bytes);
+    return 1.0f + tokens * ((float)dp_sign_bytes(f) + 0.25f * (float)dp_code_bytes(f)) / (float)(f->key_bytes + f->value_bytes);
 }
 
 /* The error budget, for the query rows together: a row that is read serves them all, so clusters are refined in order
@@ -153,7 +154,7 @@ static void spend_budget(const dp_step *step, dp_head_step *h)
         for (size_t i = 0; i < (size_t)segment->n_panels * DP_PANEL; i++, position++)
             if (step->params.epsilon > 0 ? h->rank[position] >= refine && h->rank[position] > 0 : h->flags[position] != 0)
                 h->flags[position] |= step->params.epsilon > 0 && can_scan(step, segment, i)
-                                          ? SELECT_ESTIMATE | SELECT_SCAN
+                                          ? SELECT_LOOK
                                           : SELECT_ESTIMATE | SELECT_REFINE;
     }
 }
@@ -190,11 +191,15 @@ void dp_select(const dp_step *step, dp_head_step *h)
     else if (step->params.refine == DP_REFINE_BUDGET)
         spend_budget(step, h);
     force_ends(step, h);
-    for (size_t r = 0; r < step->rows; r++) { /* before scans put the masses of what they leave */
+    dp_scan_plan(step, h);
+}
+
+void dp_sum_dropped(const dp_step *step, dp_head_step *h)
+{
+    for (size_t r = 0; r < step->rows; r++) {
         double sum = 0;
         for (size_t i = 0; step->params.keep_dropped && i < h->n_positions; i++)
-            if (!h->flags[i]) sum += h->mass[r * h->n_positions + i];
+            if (!(h->flags[i] & (SELECT_ESTIMATE | SELECT_REFINE))) sum += h->mass[r * h->n_positions + i];
         h->dropped[r] = (float)sum;
     }
-    dp_scan_plan(step, h);
 }

@@ -62,10 +62,10 @@ typedef struct dp_head_step {
     dp_piece *pieces;
     size_t n_pieces, pieces_capacity;
     int8_t *codes;         /* [rows][key_dim] the queries for the scan, in units of */
-    float *code_factor;    /* [rows] scale included */
+    float *code_factor, *sign_factor; /* [rows] scale included */
     float *total;          /* [rows] T, in units of exp(reference) */
     float *token_limit;    /* [rows] mass above which a scanned token is read */
-    dp_cluster_ref *scanned; /* clusters whose tokens are looked at by their codes */
+    dp_cluster_ref *scanned; /* clusters to be looked at */
     size_t n_scanned;
     uint8_t *wanted;       /* [clustered tokens] by first_token: 1 where a token of a scanned cluster is to be read */
     dp_cluster_ref *estimated; /* contribute by their mean value */
@@ -78,9 +78,10 @@ typedef struct dp_head_step {
     dp_head_counts counts;
 } dp_head_step;
 
-/* A cluster that is kept contributes by its mean value; SELECT_REFINE: by all its tokens instead; SELECT_SCAN: by those of
- * its tokens that turn out to matter, and by its mean value for the rest. */
-enum { SELECT_ESTIMATE = 1, SELECT_REFINE = 2, SELECT_SCAN = 4 };
+/* A cluster that is kept contributes by its mean value; SELECT_REFINE: by all its tokens instead. SELECT_LOOK: a scan looks
+ * whether any of its tokens may matter, and if so sets SELECT_SCAN: the cluster contributes by those of its tokens that do,
+ * and by its mean value for the rest. */
+enum { SELECT_ESTIMATE = 1, SELECT_REFINE = 2, SELECT_LOOK = 4, SELECT_SCAN = 8 };
 
 typedef struct dp_step {
     dp_runtime *runtime;
@@ -131,6 +132,7 @@ void dp_score_run(const dp_step *step, const dp_score_task *task, float *task_ma
 
 /* select.c */
 void dp_select(const dp_step *step, dp_head_step *head);
+void dp_sum_dropped(const dp_step *step, dp_head_step *head); /* once the scan is over */
 
 /* scan.c */
 void dp_scan_plan(const dp_step *step, dp_head_step *head);

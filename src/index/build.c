@@ -231,7 +231,7 @@ static float store_centroid(const dp_queries *queries, const build *b, dp_segmen
     return steps[c % DP_PANEL];
 }
 
-/* The cluster's keys less its centroid, as that was rounded, in four bits. */
+/* The cluster's keys less its centroid, as that was rounded, in four bits, and their signs. */
 static void store_codes(const dp_sequence *s, const build *b, dp_segment *seg, uint32_t c)
 {
     const dp_row_format *const f = &s->format;
@@ -250,7 +250,9 @@ static void store_codes(const dp_sequence *s, const build *b, dp_segment *seg, u
         s->runtime->kernels.from_f32[DP_BF16](seg->code_step + i, &step, 1);
         s->runtime->kernels.to_f32[DP_BF16](&step, seg->code_step + i, 1);
         const float inverse = step > 0 && isfinite(1.0f / step) ? 1.0f / step : 0.0f;
-        uint8_t *const code = seg->codes + i * half;
+        uint8_t *const code = seg->codes + i * half, *const signs = seg->signs + i * (dim / 8);
+        memset(signs, 0, dim / 8);
+        for (size_t j = 0; j < dim; j++) signs[j / 8] |= (uint8_t)((b->row[j] > 0) << j % 8);
         for (size_t j = 0; j < half; j++) {
             const float low = b->row[j] * inverse, high = b->row[j + half] * inverse;
             code[j] = (uint8_t)(code_of(low) | code_of(high) << 4);

@@ -40,6 +40,7 @@ static size_t lay_out(dp_segment *s, char *base, const dp_row_format *f)
     if (f->has_codes) {
         PART(codes, n_clusters ? s->n_tokens * f->key_dim / 2 : 0);
         PART(code_step, n_clusters ? s->n_tokens : 0);
+        PART(signs, n_clusters ? s->n_tokens * f->key_dim / 8 : 0);
     }
     PART(offset, n_clusters + 1);
     PART(token, s->n_tokens);

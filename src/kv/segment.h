@@ -36,6 +36,7 @@ typedef struct dp_segment {
     uint8_t *codes;        /* where the format has codes: [n_tokens][key_dim / 2] keys less their cluster's centroid,
                               in four bits, in cluster order, laid out as code_logits wants them, in units of */
     uint16_t *code_step;   /* bf16 [n_tokens] */
+    uint8_t *signs;        /* [n_tokens][key_dim / 8] of the same, as sign_logits wants them */
     uint32_t *offset;      /* [n_clusters + 1] first row of the cluster, in rows of the segment */
     uint16_t *token;       /* [n_tokens] token number less first_token, in cluster order */
     atomic_size_t *holders; /* sequences that have the segment; the last part, and alone not of the segment itself */
@@ -80,10 +81,14 @@ static inline uint32_t dp_segment_size(const dp_segment *s, uint32_t cluster)
     return s->offset[cluster + 1] - s->offset[cluster];
 }
 
-/* Bytes of a token's code and its step. */
+/* Bytes of a token's signs and its step, and of its code. */
+static inline size_t dp_sign_bytes(const dp_row_format *f)
+{
+    return f->key_dim / 8 + sizeof(uint16_t);
+}
 static inline size_t dp_code_bytes(const dp_row_format *f)
 {
-    return f->key_dim / 2 + sizeof(uint16_t);
+    return f->key_dim / 2;
 }
 
 static inline bool dp_segment_stale(const dp_segment *s)

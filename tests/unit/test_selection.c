@@ -150,6 +150,7 @@ static void check_scan(void *user, const dp_step *step)
     size_t *const counts = user;
     for (size_t i = 0; i < h->n_scanned; i++) {
         const dp_cluster_ref *const ref = &h->scanned[i];
+        if (!(h->flags[ref->position] & SELECT_SCAN)) continue;
         const dp_segment *const segment = &h->head->segments[ref->segment];
         double left[2] = {0}, bound[2] = {0};
         for (uint32_t row = segment->offset[ref->cluster]; row < segment->offset[ref->cluster + 1]; row++) {
