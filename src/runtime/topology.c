@@ -13,6 +13,7 @@ static uint64_t cache_bytes(hwloc_topology_t t, hwloc_obj_type_t type)
 
 static void add_openmp_places(hwloc_bitmap_t cpus)
 {
+    if (omp_get_proc_bind() == omp_proc_bind_false) return; /* LLVM's knows places all the same: those of the machine */
     for (int place = 0; place < omp_get_num_places(); place++) {
         int ids[1024];
         const int n = omp_get_place_num_procs(place);
