@@ -1,6 +1,6 @@
-/* AVX2 logits of keys in four bits, and of their signs. Of the former 8 tokens at a time are unpacked to bytes once for all heads, bytes are multiplied and
- * added in 16-bit lanes, which hold 256 dimensions (16 products of at most 15 * 127 a lane), and the lanes of 8 tokens are
- * summed together. */
+/* AVX2 logits of keys in four bits, and of their signs. Of the former 8 tokens at a time are unpacked to bytes once for
+ * all heads, bytes are multiplied and added in 16-bit lanes, which hold 256 dimensions (16 products of at most 1905 a
+ * lane), and the lanes of 8 tokens are summed together. */
 #include <string.h>
 
 #include "avx2.h"
@@ -10,8 +10,7 @@ enum { TOKENS = 8, BLOCK = 32, DIMS_OF_16_BITS = 256 };
 /* n bytes, zeros behind them up to a block. */
 DP_INLINE __m256i load_bytes(const void *x, size_t n)
 {
-    if (n >= BLOCK)
-        return _mm256_loadu_si256((const __m256i *)x);
+    if (n >= BLOCK) return _mm256_loadu_si256((const __m256i *)x);
     _Alignas(32) uint8_t part[BLOCK] = {0};
     memcpy(part, x, n);
     return _mm256_load_si256((const __m256i *)(const void *)part);
@@ -40,24 +39,22 @@ static void code_logits(const int8_t *q, const float *factor, size_t heads, size
     const __m256i ones = _mm256_set1_epi16(1), byte_ones = _mm256_set1_epi8(1);
     for (size_t i = 0; i < n; i += TOKENS) {
         const size_t tokens = n - i < TOKENS ? n - i : TOKENS;
-        for (size_t t = 0; t < tokens; t++)
-            unpack(codes + (i + t) * (d / 2), d / 2, bytes[t]);
+        for (size_t t = 0; t < tokens; t++) unpack(codes + (i + t) * (d / 2), d / 2, bytes[t]);
         const __m256 steps = dp_load_first_bf16(step + i, tokens);
         for (size_t h = 0; h < heads; h++) {
             __m256i all[TOKENS]; /* 2 sum q code - 15 sum q, lane by lane: exact in f32 */
-            for (size_t t = 0; t < TOKENS; t++)
-                all[t] = _mm256_setzero_si256();
+            for (size_t t = 0; t < TOKENS; t++) all[t] = _mm256_setzero_si256();
             for (size_t first = 0; first < d; first += DIMS_OF_16_BITS) {
                 const size_t last = d - first < DIMS_OF_16_BITS ? d : first + DIMS_OF_16_BITS;
                 __m256i part[TOKENS], sum_of_q = _mm256_setzero_si256();
-                for (size_t t = 0; t < TOKENS; t++)
-                    part[t] = _mm256_setzero_si256();
+                for (size_t t = 0; t < TOKENS; t++) part[t] = _mm256_setzero_si256();
                 for (size_t j = first; j < last; j += BLOCK) {
                     const __m256i x = load_bytes(q + h * d + j, last - j);
                     sum_of_q = _mm256_add_epi16(sum_of_q, _mm256_maddubs_epi16(byte_ones, x));
                     for (size_t t = 0; t < tokens; t++) /* what is left of an earlier token meets zeros */
                         part[t] = _mm256_add_epi16(
-                            part[t], _mm256_maddubs_epi16(_mm256_load_si256((const __m256i *)(void *)(bytes[t] + j)), x));
+                            part[t],
+                            _mm256_maddubs_epi16(_mm256_load_si256((const __m256i *)(void *)(bytes[t] + j)), x));
                 }
                 const __m256i of_15 = _mm256_mullo_epi32(_mm256_madd_epi16(sum_of_q, ones), _mm256_set1_epi32(15));
                 for (size_t t = 0; t < tokens; t++)
@@ -65,8 +62,7 @@ static void code_logits(const int8_t *q, const float *factor, size_t heads, size
                         all[t], _mm256_sub_epi32(_mm256_slli_epi32(_mm256_madd_epi16(part[t], ones), 1), of_15));
             }
             __m256 lanes[TOKENS];
-            for (size_t t = 0; t < TOKENS; t++)
-                lanes[t] = _mm256_cvtepi32_ps(all[t]);
+            for (size_t t = 0; t < TOKENS; t++) lanes[t] = _mm256_cvtepi32_ps(all[t]);
             dp_store_first(out + h * out_stride + i, tokens,
                            _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(factor[h]), steps), dp_sum_lanes_8(lanes)));
         }
@@ -93,8 +89,7 @@ static void sign_logits(const int8_t *q, const float *factor, size_t heads, size
         const __m256 steps = dp_load_first_bf16(step + i, tokens);
         for (size_t h = 0; h < heads; h++) {
             __m256i part[TOKENS], sum_of_q = _mm256_setzero_si256();
-            for (size_t t = 0; t < TOKENS; t++)
-                part[t] = _mm256_setzero_si256();
+            for (size_t t = 0; t < TOKENS; t++) part[t] = _mm256_setzero_si256();
             for (size_t j = 0; j < d; j += BLOCK) {
                 const __m256i x = load_bytes(q + h * d + j, d - j);
                 sum_of_q = _mm256_add_epi16(sum_of_q, _mm256_maddubs_epi16(byte_ones, x));

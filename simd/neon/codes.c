@@ -1,5 +1,5 @@
-/* NEON logits of keys in four bits, and of their signs. Of the former 16 bytes, both halves of a token's codes, are multiplied and added in 16-bit lanes (four
- * products of at most 15 * 127 each), then in 32-bit lanes. */
+/* NEON logits of keys in four bits, and of their signs. Of the former 16 bytes, both halves of a token's codes, are
+ * multiplied and added in 16-bit lanes (four products of at most 15 * 127 each), then in 32-bit lanes. */
 #include "neon.h"
 
 enum { BLOCK = 16 };
@@ -11,8 +11,7 @@ static void code_logits(const int8_t *q, const float *factor, size_t heads, size
     for (size_t h = 0; h < heads; h++) {
         const int8_t *const low = q + h * d, *const high = low + half;
         int32_t sum_of_q = 0;
-        for (size_t j = 0; j < d; j++)
-            sum_of_q += low[j];
+        for (size_t j = 0; j < d; j++) sum_of_q += low[j];
         for (size_t i = 0; i < n; i++) {
             int32x4_t sum = vdupq_n_s32(0);
             for (size_t j = 0; j < half; j += BLOCK) {
@@ -28,7 +27,8 @@ static void code_logits(const int8_t *q, const float *factor, size_t heads, size
                 sum = vpadalq_s16(sum, products);
             }
             const float32x4_t widened = vreinterpretq_f32_u32(vshll_n_u16(vdup_n_u16(step[i]), 16));
-            out[h * out_stride + i] = factor[h] * vgetq_lane_f32(widened, 0) * (float)(2 * vaddvq_s32(sum) - 15 * sum_of_q);
+            out[h * out_stride + i] =
+                factor[h] * vgetq_lane_f32(widened, 0) * (float)(2 * vaddvq_s32(sum) - 15 * sum_of_q);
         }
     }
 }
@@ -42,8 +42,7 @@ static void sign_logits(const int8_t *q, const float *factor, size_t heads, size
     for (size_t h = 0; h < heads; h++) {
         const int8_t *const x = q + h * d;
         int32_t sum_of_q = 0;
-        for (size_t j = 0; j < d; j++)
-            sum_of_q += x[j];
+        for (size_t j = 0; j < d; j++) sum_of_q += x[j];
         for (size_t i = 0; i < n; i++) {
             const uint8_t *const bytes = signs + i * (d / 8);
             int16x4_t sum = vdup_n_s16(0); /* d / 4 numbers a lane: 16 bits hold them */

@@ -12,8 +12,7 @@ static void code_logits(const int8_t *q, const float *factor, size_t heads, size
     for (size_t h = 0; h < heads; h++) {
         const int8_t *const low = q + h * d, *const high = low + half;
         int32_t sum_of_q = 0;
-        for (size_t j = 0; j < d; j++)
-            sum_of_q += low[j];
+        for (size_t j = 0; j < d; j++) sum_of_q += low[j];
         for (size_t i = 0; i < n; i++) {
             int32x4_t sums[2] = {vdupq_n_s32(0), vdupq_n_s32(0)};
             for (size_t j = 0; j < half; j += BLOCK) {

@@ -21,8 +21,7 @@ static void sign_logits(const int8_t *q, const float *factor, size_t heads, size
     for (size_t i = 0; i < n; i++, signs += d / 8)
         for (size_t h = 0; h < heads; h++) {
             int32_t sum = 0;
-            for (size_t j = 0; j < d; j++)
-                sum += signs[j / 8] >> j % 8 & 1 ? q[h * d + j] : -q[h * d + j];
+            for (size_t j = 0; j < d; j++) sum += signs[j / 8] >> j % 8 & 1 ? q[h * d + j] : -q[h * d + j];
             out[h * out_stride + i] = factor[h] * dp_f32_from_bf16(step[i]) * (float)sum;
         }
 }

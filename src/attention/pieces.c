@@ -150,7 +150,8 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
             const uint32_t size = dp_segment_size(segment, c);
             uint32_t read = 0;
             if (!flags[c]) continue;
-            if ((flags[c] & (SELECT_LOOK | SELECT_REFINE)) == SELECT_LOOK) h->counts.bytes_codes += size * dp_sign_bytes(f);
+            if ((flags[c] & (SELECT_LOOK | SELECT_REFINE)) == SELECT_LOOK)
+                h->counts.bytes_codes += size * dp_sign_bytes(f);
             if (flags[c] & SELECT_REFINE) {
                 add_cluster(f, h, segment, c);
                 read = size;

@@ -84,8 +84,8 @@ static bool estimate(const dp_step *step, const dp_head_step *h, const dp_cluste
     const dp_kernels *const kernels = step->kernels;
     const dp_segment *const segment = &h->head->segments[ref->segment];
     const size_t dim = step->sequence->format.key_dim, at = segment->offset[ref->cluster] + first;
-    kernels->code_logits(h->codes, h->code_factor, step->rows, dim, segment->codes + at * dim / 2, segment->code_step + at,
-                         n, w->mass, BATCH_TOKENS);
+    kernels->code_logits(h->codes, h->code_factor, step->rows, dim, segment->codes + at * dim / 2,
+                         segment->code_step + at, n, w->mass, BATCH_TOKENS);
     bool above = false;
     for (size_t r = 0; r < step->rows; r++) {
         float *const mass = w->mass + r * BATCH_TOKENS;
@@ -106,13 +106,13 @@ static bool may_matter(const dp_step *step, const dp_head_step *h, const dp_clus
     const size_t dim = step->sequence->format.key_dim, at = segment->offset[ref->cluster] + first;
     float spread;
     kernels->to_f32[DP_BF16](&spread, segment->spread + ref->cluster, 1);
-    kernels->sign_logits(h->codes, h->sign_factor, step->rows, dim, segment->signs + at * dim / 8, segment->code_step + at, n,
-                         w->mass, BATCH_TOKENS);
+    kernels->sign_logits(h->codes, h->sign_factor, step->rows, dim, segment->signs + at * dim / 8,
+                         segment->code_step + at, n, w->mass, BATCH_TOKENS);
     bool may = false;
     for (size_t r = 0; r < step->rows; r++) {
         const float centroid = w->base[r] + step->sequence->scale * h->score[r * h->n_positions + ref->position];
-        const float largest = centroid + kernels->max(w->mass + r * BATCH_TOKENS, n) +
-                              SIGN_ERROR * sqrtf(h->variance[r] * spread);
+        const float largest =
+            centroid + kernels->max(w->mass + r * BATCH_TOKENS, n) + SIGN_ERROR * sqrtf(h->variance[r] * spread);
         may |= !(expf(largest - h->reference[r]) <= h->token_limit[r]);
     }
     return may;
@@ -158,14 +158,15 @@ void dp_scan_run(const dp_step *step, const dp_head_step *h, size_t task, float 
         if (i + 1 < last) { /* fetch the next cluster meanwhile */
             const dp_cluster_ref *const next = &h->scanned[i + 1];
             const dp_segment *const its = &h->head->segments[next->segment];
-            const size_t n = dp_segment_size(its, next->cluster) < BATCH_TOKENS ? dp_segment_size(its, next->cluster)
-                                                                                : BATCH_TOKENS;
+            const size_t n =
+                dp_segment_size(its, next->cluster) < BATCH_TOKENS ? dp_segment_size(its, next->cluster) : BATCH_TOKENS;
             prefetch(its->signs + its->offset[next->cluster] * f->key_dim / 8, n * f->key_dim / 8);
             prefetch(its->code_step + its->offset[next->cluster], n * sizeof *its->code_step);
         }
         if (i == first || ref->segment != ref[-1].segment)
             for (size_t r = 0; r < step->rows; r++)
-                w.base[r] = step->sequence->scale * step->kernels->dot(h->q + r * f->key_dim, segment->mean_key, f->key_dim);
+                w.base[r] =
+                    step->sequence->scale * step->kernels->dot(h->q + r * f->key_dim, segment->mean_key, f->key_dim);
         scan_cluster(step, h, ref, &w);
     }
 }

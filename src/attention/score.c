@@ -45,13 +45,13 @@ void dp_score_run(const dp_step *step, const dp_score_task *task, float *task_ma
     const float scale = step->sequence->scale;
     const size_t first = (size_t)task->first_panel * DP_PANEL, n = (size_t)task->n_panels * DP_PANEL;
     float *const scores = h->score + task->position + first, *const logits = h->mass + task->position + first;
-    step->kernels->score_panels(h->q, step->rows, dim, segment->panels + task->first_panel * dp_panel_bytes(dim), task->n_panels, scores,
-                                h->n_positions);
+    step->kernels->score_panels(h->q, step->rows, dim, segment->panels + task->first_panel * dp_panel_bytes(dim),
+                                task->n_panels, scores, h->n_positions);
     for (size_t r = 0; r < step->rows; r++) {
         const float base = scale * step->kernels->dot(h->q + r * dim, segment->mean_key, dim);
         const float variance = step->params.dispersion ? h->variance[r] : 0.0f;
-        task_max[r] =
-            step->kernels->cluster_logits(scores + r * h->n_positions, segment->size + first, segment->spread + first,
-                                          segment->limit + first, n, base, scale, variance, logits + r * h->n_positions);
+        task_max[r] = step->kernels->cluster_logits(scores + r * h->n_positions, segment->size + first,
+                                                    segment->spread + first, segment->limit + first, n, base, scale,
+                                                    variance, logits + r * h->n_positions);
     }
 }

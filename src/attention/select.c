@@ -125,7 +125,8 @@ static float cost(const dp_step *step, const dp_segment *segment, size_t cluster
     if (cluster >= segment->n_clusters) return 1.0f;
     const float tokens = (float)dp_segment_size(segment, (uint32_t)cluster);
     if (!can_scan(step, segment, cluster)) return tokens;
-    return 1.0f + tokens * ((float)dp_sign_bytes(f) + 0.25f * (float)dp_code_bytes(f)) / (float)(f->key_bytes + f->value_bytes);
+    return 1.0f + tokens * ((float)dp_sign_bytes(f) + 0.25f * (float)dp_code_bytes(f)) /
+                      (float)(f->key_bytes + f->value_bytes);
 }
 
 /* The error budget, for the query rows together: a row that is read serves them all, so clusters are refined in order
@@ -152,7 +153,8 @@ static void spend_budget(const dp_step *step, dp_head_step *h)
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const dp_segment *const segment = &h->head->segments[s];
         for (size_t i = 0; i < (size_t)segment->n_panels * DP_PANEL; i++, position++)
-            if (step->params.epsilon > 0 ? h->rank[position] >= refine && h->rank[position] > 0 : h->flags[position] != 0)
+            if (step->params.epsilon > 0 ? h->rank[position] >= refine && h->rank[position] > 0
+                                         : h->flags[position] != 0)
                 h->flags[position] |= step->params.epsilon > 0 && can_scan(step, segment, i)
                                           ? SELECT_LOOK
                                           : SELECT_ESTIMATE | SELECT_REFINE;

@@ -17,16 +17,16 @@ typedef struct build {
     struct far_token {
         float distance;
         uint32_t token;
-    } * far_tokens;    /* [n] */
-    uint32_t *cluster; /* [n] token -> cluster of the segment */
-    uint32_t *fill;    /* [n_clusters] rows already placed */
+    } * far_tokens;            /* [n] */
+    uint32_t *cluster;         /* [n] token -> cluster of the segment */
+    uint32_t *fill;            /* [n_clusters] rows already placed */
     const char *keys, *values; /* rows in token order */
     float *slope;              /* [key_dim][value_dim] sums */
     size_t slope_tokens, slope_waiting;
     float *slope_keys, *slope_values; /* [SLOPE_BLOCK][] of the tokens that wait for their product */
-    float *weight;     /* [n] of the tokens of the cluster at work */
-    float *sum;        /* [max(key_dim, value_dim)] */
-    float *row;        /* likewise */
+    float *weight;                    /* [n] of the tokens of the cluster at work */
+    float *sum;                       /* [max(key_dim, value_dim)] */
+    float *row;                       /* likewise */
 } build;
 
 size_t dp_build_clusters(const dp_sequence_config *config, size_t n_tokens)
@@ -166,8 +166,8 @@ static float weigh_tokens(const dp_sequence *s, const dp_queries *queries, const
 {
     const dp_kmeans *const p = &b->kmeans;
     for (uint32_t i = 0; i < n; i++)
-        b->weight[i] = queries->settled ? s->scale * p->kernels->dot(queries->vector, p->x + tokens[i] * p->dim, p->dim)
-                                        : 0;
+        b->weight[i] =
+            queries->settled ? s->scale * p->kernels->dot(queries->vector, p->x + tokens[i] * p->dim, p->dim) : 0;
     const float top = p->kernels->max(b->weight, n);
     float mean = 0; /* of log weight, times the sum of weights */
     for (uint32_t i = 0; i < n; i++) {
@@ -265,8 +265,8 @@ static bool multiply_waiting(const dp_sequence *s, build *b)
     const dnnl_dim_t key_dim = (dnnl_dim_t)s->format.key_dim, value_dim = (dnnl_dim_t)s->format.value_dim;
     const dnnl_dim_t n = (dnnl_dim_t)b->slope_waiting;
     b->slope_waiting = 0;
-    return !n || dnnl_sgemm('T', 'N', key_dim, value_dim, n, 1.0f, b->slope_keys, key_dim, b->slope_values, value_dim, 1.0f,
-                            b->slope, value_dim) == dnnl_success;
+    return !n || dnnl_sgemm('T', 'N', key_dim, value_dim, n, 1.0f, b->slope_keys, key_dim, b->slope_values, value_dim,
+                            1.0f, b->slope, value_dim) == dnnl_success;
 }
 
 /* Adds the cluster's token-weighted covariance of keys (less the centroid, in their metric) and values to the sums. */

@@ -22,11 +22,11 @@ static void check_codes(size_t heads, size_t d, size_t n, contents kind, int ext
     float *results[2];
     for (size_t run = 0; run < 2; run++) {
         results[run] = place(NULL, out_bytes, run ? random_shift(4) : 0);
-        (bits == 1 ? kernels.sign_logits : kernels.code_logits)(place(q, heads * d, run * random_shift(1)),
-                            place(factor, heads * sizeof *factor, run ? random_shift(4) : 0), heads, d,
-                            place(codes, n * bytes, run * random_shift(1)),
-                            place(step_bits, n * sizeof *step_bits, run ? random_shift(2) : 0), n, results[run],
-                            out_stride);
+        (bits == 1 ? kernels.sign_logits : kernels.code_logits)(
+            place(q, heads * d, run * random_shift(1)),
+            place(factor, heads * sizeof *factor, run ? random_shift(4) : 0), heads, d,
+            place(codes, n * bytes, run * random_shift(1)),
+            place(step_bits, n * sizeof *step_bits, run ? random_shift(2) : 0), n, results[run], out_stride);
     }
     expect_same("logits", results[0], results[1], out_bytes);
     for (size_t h = 0; h < heads; h++) {
@@ -55,8 +55,8 @@ START_TEST(codes_of_all_shapes)
             const size_t n = random_below(4) ? random_below(70) : random_below(3);
             const int extreme = (int)random_below(5) - 2;
             for (size_t bits = 1; bits <= 4; bits += 3) {
-                describe("%zu-bit logits heads %zu d %zu tokens %zu contents %d extreme %d", bits, heads, dims[i], n, _i,
-                         extreme);
+                describe("%zu-bit logits heads %zu d %zu tokens %zu contents %d extreme %d", bits, heads, dims[i], n,
+                         _i, extreme);
                 check_codes(heads, dims[i], n, (contents)_i, extreme == 1 || extreme == -1 ? extreme : 0, bits);
             }
         }
