@@ -24,6 +24,7 @@ unsigned dp_cpu_features(void)
         LEAF1_ECX = 1 << 12 /* FMA */ | 1 << 27 /* OSXSAVE */ | 1 << 28 /* AVX */ | 1 << 29 /* F16C */,
         LEAF7_EBX_AVX2 = 1 << 5,
         LEAF7_EBX_AVX512 = 1 << 16 /* F */ | 1 << 17 /* DQ */ | 1 << 30 /* BW */,
+        LEAF7_ECX_VNNI = 1 << 11,
         LEAF7_1_EAX_BF16 = 1 << 5,
         XCR0_YMM = 1 << 1 | 1 << 2,
         XCR0_ZMM = XCR0_YMM | 1 << 5 | 1 << 6 | 1 << 7,
@@ -39,7 +40,7 @@ unsigned dp_cpu_features(void)
         return 0;
     unsigned features = DP_CPU_AVX2;
     if (has_all((uint32_t)xcr0, XCR0_ZMM) && has_all(ebx, LEAF7_EBX_AVX512 | leaf7_ebx_vl)) {
-        features |= DP_CPU_AVX512;
+        features |= DP_CPU_AVX512 | (has_all(ecx, LEAF7_ECX_VNNI) ? DP_CPU_AVX512_VNNI : 0);
         if (eax >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && has_all(eax, LEAF7_1_EAX_BF16))
             features |= DP_CPU_AVX512_BF16;
     }

@@ -22,6 +22,10 @@ int dp_kernels_init(dp_kernels *k, dp_isa isa, unsigned features)
             return -1;
         dp_kernels_init_scalar(k);
         dp_kernels_init_avx512(k);
+#ifdef DP_BUILD_AVX512_VNNI
+        if (features & DP_CPU_AVX512_VNNI)
+            dp_kernels_init_avx512_vnni(k);
+#endif
 #ifdef DP_BUILD_AVX512_BF16
         if (features & DP_CPU_AVX512_BF16)
             dp_kernels_init_avx512_bf16(k);

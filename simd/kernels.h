@@ -54,17 +54,38 @@ typedef void (*dp_key_logits_fn)(const float *q, size_t heads, size_t d, const v
 typedef void (*dp_weighted_values_fn)(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n,
                                       size_t ahead, size_t d, float *acc);
 
-/* out[h * out_stride + i] = (factor[h] * step(i)) * (float)sum_j q[h * d + j] * (2 code(i, j) - 15), h < heads, i < n: keys to
- * four bits. q: int8, none -128. codes: d / 2 bytes a token, tokens one after the other; byte j has dimension j in its low
- * half and j + d / 2 in its high half. step: bf16. d: a multiple of 8, at most DP_MAX_DIM. The sums are exact integers and
- * the rest is in this order: the same bits on every ISA. */
-typedef void (*dp_code_logits_fn)(const int8_t *q, const float *factor, size_t heads, size_t d, const uint8_t *codes,
-                                  const uint16_t *step, size_t n, float *out, size_t out_stride);
+/* Keys in few bits, less their cluster's centroid and in units of step(i). Four tokens lie together, a group, so that lanes
+ * are tokens and dimensions, four and four, and few are summed across: of a group first dimensions 0 to 3 of its tokens, one
+ * after the other, then dimensions 4 to 7, ... In four bits (2 d bytes a group) byte b has number b of the first d / 2 dimensions
+ * in its low half and number b of the others in its high half; of the signs (d / 2 bytes a group) bit b % 8 of byte b / 8 is
+ * number b.
+ * q: [heads][d / 4][4][4] int8, none -128: every four dimensions once for each token; sum_of_q[h]: over its d dimensions.
+ * Tokens skip .. skip + n - 1, skip < 4, are asked for; of their groups, which begin at codes or signs, every byte is read,
+ * of step (bf16) the numbers from step[skip] on. d: a multiple of 8, at most DP_MAX_DIM. Sums are exact integers and the
+ * rest is in this order: the same bits on every ISA. */
+typedef struct dp_code_queries {
+    size_t heads, d;
+    const int8_t *q;
+    const int32_t *sum_of_q; /* [heads] */
+    const float *factor;     /* [heads] */
+} dp_code_queries;
 
-/* The same of the keys' signs: (factor[h] * step(i)) * (float)sum_j q[h * d + j] * (2 bit(i, j) - 1). signs: d / 8 bytes a
- * token, tokens one after the other; bit j % 8 of byte j / 8 is that of dimension j. */
-typedef void (*dp_sign_logits_fn)(const int8_t *q, const float *factor, size_t heads, size_t d, const uint8_t *signs,
-                                  const uint16_t *step, size_t n, float *out, size_t out_stride);
+/* out[h * out_stride + i] = (factor[h] * step(skip + i)) * (float)sum_j q(h, j) * (2 code(skip + i, j) - 15), i < n. */
+typedef void (*dp_code_logits_fn)(const dp_code_queries *q, const uint8_t *codes, const uint16_t *step, size_t skip,
+                                  size_t n, float *out, size_t out_stride);
+
+/* out[h] = the largest (factor[h] * step(skip + i)) * (float)sum_j q(h, j) * (2 bit(skip + i, j) - 1), i < n. NaN are passed
+ * over; -Inf when n = 0 or nothing but NaN. */
+typedef void (*dp_sign_max_fn)(const dp_code_queries *q, const uint8_t *signs, const uint16_t *step, size_t skip,
+                               size_t n, float *out);
+
+enum { DP_CODE_GROUP = 4 };
+
+/* Where dimension j of a group's token t is: a number b as above. */
+static inline size_t dp_code_place(size_t j, size_t t)
+{
+    return j / 4 * 16 + t * 4 + j % 4;
+}
 
 /* Largest x[i]; NaN are passed over; -Inf when n = 0 or nothing but NaN. */
 typedef float (*dp_max_fn)(const float *x, size_t n);
@@ -131,7 +152,7 @@ typedef struct dp_kernels {
     dp_score_panels_fn score_panels;
     dp_weighted_means_fn weighted_means;
     dp_code_logits_fn code_logits;
-    dp_sign_logits_fn sign_logits;
+    dp_sign_max_fn sign_max;
     dp_key_logits_fn key_logits[DP_TYPE_COUNT];
     dp_weighted_values_fn weighted_values[DP_TYPE_COUNT];
     dp_max_fn max;
@@ -153,6 +174,7 @@ enum {
     DP_CPU_AVX2 = 1u << 0,        /* AVX2, FMA, F16C and the OS saves YMM */
     DP_CPU_AVX512 = 1u << 1,      /* AVX-512 F, BW, DQ, VL and the OS saves ZMM */
     DP_CPU_AVX512_BF16 = 1u << 2, /* additionally AVX512_BF16 */
+    DP_CPU_AVX512_VNNI = 1u << 6, /* additionally AVX512_VNNI */
     DP_CPU_NEON = 1u << 3,        /* Advanced SIMD */
     DP_CPU_NEON_BF16 = 1u << 4,   /* additionally FEAT_BF16 */
     DP_CPU_NEON_DOTPROD = 1u << 5, /* additionally FEAT_DotProd */
@@ -169,6 +191,7 @@ void dp_kernels_init_scalar(dp_kernels *k);
 void dp_kernels_init_avx2(dp_kernels *k);
 void dp_kernels_init_avx512(dp_kernels *k);
 void dp_kernels_init_avx512_bf16(dp_kernels *k);
+void dp_kernels_init_avx512_vnni(dp_kernels *k);
 void dp_kernels_init_neon(dp_kernels *k);
 void dp_kernels_init_neon_bf16(dp_kernels *k);
 void dp_kernels_init_neon_dotprod(dp_kernels *k);

@@ -334,7 +334,7 @@ DP_API dp_status dp_sequence_memory(const dp_sequence *sequence, dp_memory *memo
  * rename) or deleted while it is mapped, but not changed in place: one that is cut short under the mapping, or a medium that
  * fails, ends the process with SIGBUS, as it does for any mapped file. With map = 0 everything is read into memory of the
  * runtime's own kind (huge pages, NUMA), and the file is not needed afterwards. */
-#define DP_SNAPSHOT_VERSION 1
+#define DP_SNAPSHOT_VERSION 2
 
 /* Writes a snapshot to path. note: NULL or note_bytes bytes of the caller's that go into the file and come back with
  * dp_sequence_load: what the tokens were, and of which model, say. The file is written beside path, as path with a number
@@ -434,7 +434,8 @@ typedef struct dp_attention_params {
 DP_API void dp_attention_params_init(dp_attention_params *params);
 
 /* The paper's exact form: (p1, p2) = (0.95, 0.7), DP_REFINE_TOP_P, dispersion = 0, exact_mass = 0. Together with
- * outlier_share = 0 and DP_CLUSTERING_SPHERICAL in the sequence's config. */
+ * outlier_share = 0, query_metric = 0, query_origin = 0, key_codes = 0 and DP_CLUSTERING_SPHERICAL in the sequence's
+ * config. */
 DP_API void dp_attention_params_init_paper(dp_attention_params *params);
 
 /* What a decode call did, summed over the KV heads; counted from the work lists that the kernels ran. */

@@ -1,121 +1,172 @@
-/* AVX2 logits of keys in four bits, and of their signs. Of the former 8 tokens at a time are unpacked to bytes once for
- * all heads, bytes are multiplied and added in 16-bit lanes, which hold 256 dimensions (16 products of at most 1905 a
- * lane), and the lanes of 8 tokens are summed together. */
+/* AVX2 logits of keys in four bits, and the largest by their signs. A vector has 8 dimensions of a group's four tokens; 8
+ * tokens and up to four heads are summed in registers, and what is unpacked serves all heads. */
 #include <string.h>
 
 #include "avx2.h"
 
-enum { TOKENS = 8, BLOCK = 32, DIMS_OF_16_BITS = 256 };
+enum { GROUPS = 2, TOKENS = GROUPS * DP_CODE_GROUP, HEADS = 4, VECTOR = 32 };
 
-/* n bytes, zeros behind them up to a block. */
-DP_INLINE __m256i load_bytes(const void *x, size_t n)
+/* sum[lane] + the products of four unsigned bytes below 16 and four signed ones: two of them fit 16 bits. */
+DP_INLINE __m256i dot4(__m256i sum, __m256i small, __m256i q)
 {
-    if (n >= BLOCK) return _mm256_loadu_si256((const __m256i *)x);
-    _Alignas(32) uint8_t part[BLOCK] = {0};
-    memcpy(part, x, n);
-    return _mm256_load_si256((const __m256i *)(const void *)part);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(small, q), _mm256_set1_epi16(1)));
 }
 
-/* Both halves of the codes of a token, then zeros up to a block. */
-DP_INLINE void unpack(const uint8_t *codes, size_t half, uint8_t *bytes)
+/* A vector, or half of one, zeros behind it, where no more is left: d / 2 is a multiple of four, so bytes are of 16. */
+DP_INLINE __m256i load_bytes(const void *x, size_t left)
+{
+    if (left >= VECTOR) return _mm256_loadu_si256((const __m256i *)x);
+    return _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *)x));
+}
+
+/* Lane i is the sum of token i; sum[g] has two numbers of each token of group g. */
+DP_INLINE __m256i fold(const __m256i sum[GROUPS])
+{
+    return _mm256_add_epi32(_mm256_permute2x128_si256(sum[0], sum[1], 0x20),
+                            _mm256_permute2x128_si256(sum[0], sum[1], 0x31));
+}
+
+/* out[h] = sum_j q(h, j) code(i, j) of the tokens of one or two groups; `heads` is a constant. */
+typedef void block_fn(const int8_t *q, size_t d, const uint8_t *codes, size_t groups, __m256i out[HEADS], size_t heads);
+
+DP_INLINE void code_block(const int8_t *q, size_t d, const uint8_t *codes, size_t groups, __m256i out[HEADS],
+                          size_t heads)
 {
     const __m256i low_half = _mm256_set1_epi8(15);
-    for (size_t j = 0; j < half; j += BLOCK) {
-        const __m256i packed = load_bytes(codes + j, half - j);
-        _mm256_storeu_si256((__m256i *)(void *)(bytes + j), _mm256_and_si256(packed, low_half));
-    }
-    _mm256_storeu_si256((__m256i *)(void *)(bytes + 2 * half), _mm256_setzero_si256());
-    for (size_t j = 0; j < half; j += BLOCK) {
-        const __m256i packed = load_bytes(codes + j, half - j);
-        _mm256_storeu_si256((__m256i *)(void *)(bytes + half + j),
-                            _mm256_and_si256(_mm256_srli_epi16(packed, 4), low_half));
-    }
-}
-
-static void code_logits(const int8_t *q, const float *factor, size_t heads, size_t d, const uint8_t *codes,
-                        const uint16_t *step, size_t n, float *out, size_t out_stride)
-{
-    _Alignas(32) uint8_t bytes[TOKENS][DP_MAX_DIM + BLOCK];
-    const __m256i ones = _mm256_set1_epi16(1), byte_ones = _mm256_set1_epi8(1);
-    for (size_t i = 0; i < n; i += TOKENS) {
-        const size_t tokens = n - i < TOKENS ? n - i : TOKENS;
-        for (size_t t = 0; t < tokens; t++) unpack(codes + (i + t) * (d / 2), d / 2, bytes[t]);
-        const __m256 steps = dp_load_first_bf16(step + i, tokens);
-        for (size_t h = 0; h < heads; h++) {
-            __m256i all[TOKENS]; /* 2 sum q code - 15 sum q, lane by lane: exact in f32 */
-            for (size_t t = 0; t < TOKENS; t++) all[t] = _mm256_setzero_si256();
-            for (size_t first = 0; first < d; first += DIMS_OF_16_BITS) {
-                const size_t last = d - first < DIMS_OF_16_BITS ? d : first + DIMS_OF_16_BITS;
-                __m256i part[TOKENS], sum_of_q = _mm256_setzero_si256();
-                for (size_t t = 0; t < TOKENS; t++) part[t] = _mm256_setzero_si256();
-                for (size_t j = first; j < last; j += BLOCK) {
-                    const __m256i x = load_bytes(q + h * d + j, last - j);
-                    sum_of_q = _mm256_add_epi16(sum_of_q, _mm256_maddubs_epi16(byte_ones, x));
-                    for (size_t t = 0; t < tokens; t++) /* what is left of an earlier token meets zeros */
-                        part[t] = _mm256_add_epi16(
-                            part[t],
-                            _mm256_maddubs_epi16(_mm256_load_si256((const __m256i *)(void *)(bytes[t] + j)), x));
-                }
-                const __m256i of_15 = _mm256_mullo_epi32(_mm256_madd_epi16(sum_of_q, ones), _mm256_set1_epi32(15));
-                for (size_t t = 0; t < tokens; t++)
-                    all[t] = _mm256_add_epi32(
-                        all[t], _mm256_sub_epi32(_mm256_slli_epi32(_mm256_madd_epi16(part[t], ones), 1), of_15));
+    __m256i sum[HEADS][GROUPS];
+    DP_UNROLL
+    for (size_t h = 0; h < heads; h++) sum[h][0] = sum[h][1] = _mm256_setzero_si256();
+    const size_t bytes = 2 * d;
+    for (size_t j = 0; j < bytes; j += VECTOR) {
+        DP_UNROLL
+        for (size_t g = 0; g < GROUPS; g++) {
+            const __m256i packed = load_bytes(codes + (g < groups ? g : 0) * bytes + j, bytes - j);
+            const __m256i low = _mm256_and_si256(packed, low_half);
+            const __m256i high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low_half);
+            DP_UNROLL
+            for (size_t h = 0; h < heads; h++) {
+                const int8_t *const x = q + h * 4 * d + j;
+                sum[h][g] = dot4(sum[h][g], low, load_bytes(x, bytes - j));
+                sum[h][g] = dot4(sum[h][g], high, load_bytes(x + bytes, bytes - j));
             }
-            __m256 lanes[TOKENS];
-            for (size_t t = 0; t < TOKENS; t++) lanes[t] = _mm256_cvtepi32_ps(all[t]);
-            dp_store_first(out + h * out_stride + i, tokens,
-                           _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(factor[h]), steps), dp_sum_lanes_8(lanes)));
         }
     }
+    DP_UNROLL
+    for (size_t h = 0; h < heads; h++) out[h] = fold(sum[h]);
 }
 
-/* 32 bits, each as a byte of all ones or zeros. */
+/* 32 bits, each as a byte of one or zero. */
 DP_INLINE __m256i spread_bits(uint32_t bits)
 {
     const __m256i which = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
     const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32((int)bits), which);
-    return _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit), _mm256_set1_epi8(1));
 }
 
-/* Twice the sum of the elements whose bit is set, less the sum of all, is the sum with signs. 16-bit lanes hold all of
- * DP_MAX_DIM here. */
-static void sign_logits(const int8_t *q, const float *factor, size_t heads, size_t d, const uint8_t *signs,
-                        const uint16_t *step, size_t n, float *out, size_t out_stride)
+DP_INLINE void sign_block(const int8_t *q, size_t d, const uint8_t *signs, size_t groups, __m256i out[HEADS],
+                          size_t heads)
 {
-    const __m256i ones = _mm256_set1_epi16(1), byte_ones = _mm256_set1_epi8(1);
-    for (size_t i = 0; i < n; i += TOKENS, signs += TOKENS * (d / 8)) {
-        const size_t tokens = n - i < TOKENS ? n - i : TOKENS;
-        const __m256 steps = dp_load_first_bf16(step + i, tokens);
-        for (size_t h = 0; h < heads; h++) {
-            __m256i part[TOKENS], sum_of_q = _mm256_setzero_si256();
-            for (size_t t = 0; t < TOKENS; t++) part[t] = _mm256_setzero_si256();
-            for (size_t j = 0; j < d; j += BLOCK) {
-                const __m256i x = load_bytes(q + h * d + j, d - j);
-                sum_of_q = _mm256_add_epi16(sum_of_q, _mm256_maddubs_epi16(byte_ones, x));
-                for (size_t t = 0; t < tokens; t++) {
-                    uint32_t bits = 0;
-                    if (d - j >= BLOCK)
-                        memcpy(&bits, signs + t * (d / 8) + j / 8, sizeof bits);
-                    else
-                        memcpy(&bits, signs + t * (d / 8) + j / 8, (d - j) / 8);
-                    part[t] = _mm256_add_epi16(part[t],
-                                               _mm256_maddubs_epi16(byte_ones, _mm256_and_si256(spread_bits(bits), x)));
-                }
-            }
-            const __m256i of_all = _mm256_madd_epi16(sum_of_q, ones);
-            __m256 lanes[TOKENS];
-            for (size_t t = 0; t < TOKENS; t++)
-                lanes[t] = _mm256_cvtepi32_ps(
-                    _mm256_sub_epi32(_mm256_slli_epi32(_mm256_madd_epi16(part[t], ones), 1), of_all));
-            dp_store_first(out + h * out_stride + i, tokens,
-                           _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(factor[h]), steps), dp_sum_lanes_8(lanes)));
+    __m256i sum[HEADS][GROUPS];
+    DP_UNROLL
+    for (size_t h = 0; h < heads; h++) sum[h][0] = sum[h][1] = _mm256_setzero_si256();
+    const size_t bytes = d / 2;
+    for (size_t j = 0; j < bytes; j += VECTOR / 8) {
+        __m256i set[GROUPS];
+        DP_UNROLL
+        for (size_t g = 0; g < GROUPS; g++) {
+            uint32_t bits; /* d / 2 is a multiple of four */
+            memcpy(&bits, signs + (g < groups ? g : 0) * bytes + j, sizeof bits);
+            set[g] = spread_bits(bits);
         }
+        DP_UNROLL
+        for (size_t h = 0; h < heads; h++) {
+            const __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)(q + h * 4 * d + 8 * j));
+            sum[h][0] = dot4(sum[h][0], set[0], x);
+            sum[h][1] = dot4(sum[h][1], set[1], x);
+        }
+    }
+    DP_UNROLL
+    for (size_t h = 0; h < heads; h++) out[h] = fold(sum[h]);
+}
+
+DP_INLINE void block_of_heads(const int8_t *q, size_t d, const uint8_t *codes, size_t groups, __m256i out[HEADS],
+                              size_t heads, block_fn *block)
+{
+    switch (heads) {
+    case 1: block(q, d, codes, groups, out, 1); break;
+    case 2: block(q, d, codes, groups, out, 2); break;
+    case 3: block(q, d, codes, groups, out, 3); break;
+    default: block(q, d, codes, groups, out, 4);
+    }
+}
+
+/* Tokens first .. first + 7 of those from the groups' start on: those asked for are [from, to), in groups. */
+typedef struct window {
+    size_t from, to, groups;
+} window;
+
+DP_INLINE window window_at(size_t first, size_t skip, size_t n)
+{
+    const size_t left = skip + n - first, to = left < TOKENS ? left : TOKENS;
+    return (window){first < skip ? skip : 0, to, (to + DP_CODE_GROUP - 1) / DP_CODE_GROUP};
+}
+
+/* Logits of the window's tokens, from lane 0 on. */
+DP_INLINE __m256 finish(__m256i sums, int32_t centre, float factor, __m256 steps, window w)
+{
+    const __m256i sum = _mm256_sub_epi32(_mm256_slli_epi32(sums, 1), _mm256_set1_epi32(centre));
+    const __m256i first = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32((int)w.from));
+    return _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(factor), steps),
+                         _mm256_cvtepi32_ps(_mm256_permutevar8x32_epi32(sum, first)));
+}
+
+static void code_logits(const dp_code_queries *q, const uint8_t *codes, const uint16_t *step, size_t skip, size_t n,
+                        float *out, size_t out_stride)
+{
+    size_t stored = 0;
+    for (size_t first = 0; first < skip + n && n; first += TOKENS) {
+        const window w = window_at(first, skip, n);
+        const __m256 steps = dp_load_first_bf16(step + first + w.from, w.to - w.from);
+        for (size_t h = 0; h < q->heads; h += HEADS) {
+            const size_t heads = q->heads - h < HEADS ? q->heads - h : HEADS;
+            __m256i sums[HEADS];
+            block_of_heads(q->q + h * 4 * q->d, q->d, codes + first / DP_CODE_GROUP * 2 * q->d, w.groups, sums, heads,
+                           code_block);
+            for (size_t i = 0; i < heads; i++)
+                dp_store_first(out + (h + i) * out_stride + stored, w.to - w.from,
+                               finish(sums[i], 15 * q->sum_of_q[h + i], q->factor[h + i], steps, w));
+        }
+        stored += w.to - w.from;
+    }
+}
+
+static void sign_max(const dp_code_queries *q, const uint8_t *signs, const uint16_t *step, size_t skip, size_t n,
+                     float *out)
+{
+    const __m256 lowest = _mm256_set1_ps(-INFINITY);
+    for (size_t h = 0; h < q->heads; h += HEADS) {
+        const size_t heads = q->heads - h < HEADS ? q->heads - h : HEADS;
+        __m256 largest[HEADS];
+        for (size_t i = 0; i < heads; i++) largest[i] = lowest;
+        for (size_t first = 0; first < skip + n && n; first += TOKENS) {
+            const window w = window_at(first, skip, n);
+            const __m256 steps = dp_load_first_bf16(step + first + w.from, w.to - w.from);
+            const __m256 asked = _mm256_castsi256_ps(dp_mask8(w.to - w.from));
+            __m256i sums[HEADS];
+            block_of_heads(q->q + h * 4 * q->d, q->d, signs + first / DP_CODE_GROUP * (q->d / 2), w.groups, sums, heads,
+                           sign_block);
+            for (size_t i = 0; i < heads; i++) {
+                const __m256 logits = finish(sums[i], q->sum_of_q[h + i], q->factor[h + i], steps, w);
+                largest[i] = _mm256_max_ps(_mm256_blendv_ps(lowest, logits, asked), largest[i]); /* NaN: the second */
+            }
+        }
+        for (size_t i = 0; i < heads; i++) out[h + i] = dp_max_lane(largest[i]);
     }
 }
 
 void dp_avx2_init_codes(dp_kernels *k)
 {
     k->code_logits = code_logits;
-    k->sign_logits = sign_logits;
+    k->sign_max = sign_max;
 }

@@ -1,33 +1,49 @@
-/* Scalar logits of keys in four bits, and of their signs. */
+/* Scalar logits of keys in four bits, and the largest by their signs. */
 #include "../half.h"
 #include "scalar.h"
 
-static void code_logits(const int8_t *q, const float *factor, size_t heads, size_t d, const uint8_t *codes,
-                        const uint16_t *step, size_t n, float *out, size_t out_stride)
+#include <math.h>
+
+static void code_logits(const dp_code_queries *q, const uint8_t *codes, const uint16_t *step, size_t skip, size_t n,
+                        float *out, size_t out_stride)
 {
-    for (size_t i = 0; i < n; i++, codes += d / 2)
-        for (size_t h = 0; h < heads; h++) {
-            const int8_t *low = q + h * d, *high = low + d / 2;
+    const size_t d = q->d;
+    for (size_t t = skip; t < skip + n; t++)
+        for (size_t h = 0; h < q->heads; h++) {
+            const uint8_t *const group = codes + t / DP_CODE_GROUP * 2 * d;
+            const int8_t *const low = q->q + h * 4 * d, *const high = low + 2 * d;
             int32_t sum = 0;
-            for (size_t j = 0; j < d / 2; j++)
-                sum += low[j] * (2 * (codes[j] & 15) - 15) + high[j] * (2 * (codes[j] >> 4) - 15);
-            out[h * out_stride + i] = factor[h] * dp_f32_from_bf16(step[i]) * (float)sum;
+            for (size_t j = 0; j < d / 2; j++) {
+                const size_t b = dp_code_place(j, t % DP_CODE_GROUP);
+                sum += low[b] * (group[b] & 15) + high[b] * (group[b] >> 4);
+            }
+            out[h * out_stride + t - skip] =
+                q->factor[h] * dp_f32_from_bf16(step[t]) * (float)(2 * sum - 15 * q->sum_of_q[h]);
         }
 }
 
-static void sign_logits(const int8_t *q, const float *factor, size_t heads, size_t d, const uint8_t *signs,
-                        const uint16_t *step, size_t n, float *out, size_t out_stride)
+static void sign_max(const dp_code_queries *q, const uint8_t *signs, const uint16_t *step, size_t skip, size_t n,
+                     float *out)
 {
-    for (size_t i = 0; i < n; i++, signs += d / 8)
-        for (size_t h = 0; h < heads; h++) {
+    const size_t d = q->d;
+    for (size_t h = 0; h < q->heads; h++) {
+        const int8_t *const x = q->q + h * 4 * d;
+        out[h] = -INFINITY;
+        for (size_t t = skip; t < skip + n; t++) {
+            const uint8_t *const group = signs + t / DP_CODE_GROUP * (d / 2);
             int32_t sum = 0;
-            for (size_t j = 0; j < d; j++) sum += signs[j / 8] >> j % 8 & 1 ? q[h * d + j] : -q[h * d + j];
-            out[h * out_stride + i] = factor[h] * dp_f32_from_bf16(step[i]) * (float)sum;
+            for (size_t j = 0; j < d; j++) {
+                const size_t b = dp_code_place(j, t % DP_CODE_GROUP);
+                sum += group[b / 8] >> b % 8 & 1 ? x[b] : 0;
+            }
+            const float logit = q->factor[h] * dp_f32_from_bf16(step[t]) * (float)(2 * sum - q->sum_of_q[h]);
+            if (logit > out[h]) out[h] = logit;
         }
+    }
 }
 
 void dp_scalar_init_codes(dp_kernels *k)
 {
     k->code_logits = code_logits;
-    k->sign_logits = sign_logits;
+    k->sign_max = sign_max;
 }

@@ -58,11 +58,13 @@ static void carve_step(dp_step *step, dp_scratch *scratch)
         plan.pieces_capacity = dp_pieces_capacity(step, head);
         plan.pieces = dp_scratch_take(scratch, plan.pieces_capacity * sizeof *plan.pieces);
         const size_t scannable = step->sparse && s->format.has_codes ? head->clustered : 0;
-        plan.codes = dp_scratch_take(scratch, rows * s->format.key_dim);
+        plan.codes = dp_scratch_take(scratch, rows * s->format.key_dim * DP_CODE_GROUP);
+        plan.sum_of_codes = dp_scratch_take(scratch, rows * sizeof *plan.sum_of_codes);
         plan.code_factor = dp_scratch_take(scratch, rows * sizeof *plan.code_factor);
         plan.sign_factor = dp_scratch_take(scratch, rows * sizeof *plan.sign_factor);
         plan.total = dp_scratch_take(scratch, rows * sizeof *plan.total);
         plan.token_limit = dp_scratch_take(scratch, rows * sizeof *plan.token_limit);
+        plan.logit_limit = dp_scratch_take(scratch, rows * sizeof *plan.logit_limit);
         plan.scanned = dp_scratch_take(scratch, (scannable ? plan.n_positions : 0) * sizeof *plan.scanned);
         plan.wanted = dp_scratch_take(scratch, scannable);
         plan.estimated = dp_scratch_take(scratch, plan.n_positions * sizeof *plan.estimated);

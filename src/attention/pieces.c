@@ -151,13 +151,13 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
             uint32_t read = 0;
             if (!flags[c]) continue;
             if ((flags[c] & (SELECT_LOOK | SELECT_REFINE)) == SELECT_LOOK)
-                h->counts.bytes_codes += size * dp_sign_bytes(f);
+                h->counts.bytes_codes += dp_segment_groups(segment, c) * dp_sign_bytes(f) + size * sizeof *segment->code_step;
             if (flags[c] & SELECT_REFINE) {
                 add_cluster(f, h, segment, c);
                 read = size;
             } else if (flags[c] & SELECT_SCAN) {
                 read = add_wanted(f, h, segment, c, h->wanted + token + segment->offset[c]);
-                h->counts.bytes_codes += size * dp_code_bytes(f);
+                h->counts.bytes_codes += dp_segment_groups(segment, c) * dp_code_bytes(f);
             }
             h->counts.clusters_refined += (flags[c] & (SELECT_REFINE | SELECT_SCAN)) != 0;
             h->counts.tokens_refined += read;

@@ -5,7 +5,7 @@
 
 #include "attention/step.h"
 
-enum { CLUSTERS_PER_TASK = 32, BATCH_TOKENS = 64 };
+enum { CLUSTERS_PER_TASK = 32, BATCH_TOKENS = 64, AHEAD = 4 /* clusters whose signs are fetched before they are needed */ };
 
 /* Tokens with a larger share of the mass than TOKEN_SHARE * epsilon^2 are read, for any query row. Values of different tokens
  * are independent: those left out, each with a share m of at most that, add up to a squared error of at most
@@ -20,15 +20,21 @@ static const float SIGN_STEP = 4.8f, SIGN_ERROR = 0.6f;
  * weight are worth their codes, too (KL of copying a text, 32K: 0.0093 without, 0.0054 with). */
 static const float CLUSTER_SHARE = 3;
 
-/* Queries in eight bits: 0.4 % of a logit's deviation, where the codes have 10 %. */
+/* Queries in eight bits, 0.4 % of a logit's deviation where the codes have 10 %, as the kernels want them. */
 static void round_query(const dp_step *step, dp_head_step *h, size_t row)
 {
     const size_t dim = step->sequence->format.key_dim;
     const float *const q = h->q + row * dim;
+    int8_t *const codes = h->codes + row * DP_CODE_GROUP * dim;
     float largest = 0;
     for (size_t j = 0; j < dim; j++) largest = fmaxf(largest, fabsf(q[j]));
     const float unit = largest / 127.0f, inverse = unit > 0 && isfinite(1.0f / unit) ? 1.0f / unit : 0.0f;
-    for (size_t j = 0; j < dim; j++) h->codes[row * dim + j] = (int8_t)lrintf(q[j] * inverse);
+    h->sum_of_codes[row] = 0;
+    for (size_t j = 0; j < dim; j++) {
+        const int8_t code = (int8_t)lrintf(q[j] * inverse);
+        for (size_t t = 0; t < DP_CODE_GROUP; t++) codes[dp_code_place(j, t)] = code;
+        h->sum_of_codes[row] += code;
+    }
     h->code_factor[row] = inverse > 0 ? unit * step->sequence->scale : 0.0f;
 }
 
@@ -51,6 +57,7 @@ void dp_scan_plan(const dp_step *step, dp_head_step *h)
     for (size_t r = 0; h->n_scanned && r < step->rows; r++) {
         round_query(step, h, r);
         h->token_limit[r] = share * h->total[r];
+        h->logit_limit[r] = h->reference[r] + logf(h->token_limit[r]);
         h->sign_factor[r] = SIGN_STEP * h->code_factor[r];
     }
 }
@@ -60,16 +67,11 @@ size_t dp_scan_count_tasks(const dp_head_step *h)
     return (h->n_scanned + CLUSTERS_PER_TASK - 1) / CLUSTERS_PER_TASK;
 }
 
-static void prefetch(const void *x, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)x + i, 0, 3);
-}
-
 /* A thread's memory. */
 typedef struct scan_scratch {
-    float *base; /* [rows] logits of the segment's mean key */
-    float *sum;  /* [rows] */
-    float *mass; /* [rows][BATCH_TOKENS] */
+    float *base;    /* [rows] logits of the segment's mean key */
+    float *largest; /* [rows] */
+    float *mass;    /* [rows][BATCH_TOKENS] */
 } scan_scratch;
 
 size_t dp_scan_scratch_bytes(const dp_step *step)
@@ -77,96 +79,139 @@ size_t dp_scan_scratch_bytes(const dp_step *step)
     return step->rows * (2 + BATCH_TOKENS) * sizeof(float);
 }
 
-/* Masses of up to BATCH_TOKENS tokens of a cluster, and their sums; true where one is above its row's limit. */
-static bool estimate(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, size_t first, size_t n,
-                     const scan_scratch *w)
+/* Tokens of a cluster: those from number `first` of the segment on; the groups they are in. */
+typedef struct run {
+    size_t first, n;
+} run;
+
+static run run_of(const dp_segment *segment, uint32_t cluster)
 {
-    const dp_kernels *const kernels = step->kernels;
-    const dp_segment *const segment = &h->head->segments[ref->segment];
-    const size_t dim = step->sequence->format.key_dim, at = segment->offset[ref->cluster] + first;
-    kernels->code_logits(h->codes, h->code_factor, step->rows, dim, segment->codes + at * dim / 2,
-                         segment->code_step + at, n, w->mass, BATCH_TOKENS);
-    bool above = false;
-    for (size_t r = 0; r < step->rows; r++) {
-        float *const mass = w->mass + r * BATCH_TOKENS;
-        const float centroid = w->base[r] + step->sequence->scale * h->score[r * h->n_positions + ref->position];
-        w->sum[r] = kernels->exp_sum(mass, n, h->reference[r] - centroid);
-        above |= !(kernels->max(mass, n) <= h->token_limit[r]);
-    }
-    return above;
+    return (run){segment->offset[cluster], dp_segment_size(segment, cluster)};
 }
 
-/* Whether any of n tokens may have more than its row's limit, by the signs of their keys less the centroid. Where the
- * elements are normal, these are known to SIGN_ERROR of their deviation. */
-static bool may_matter(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, size_t first, size_t n,
+static void prefetch(const void *x, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)x + i, 0, 2);
+}
+
+/* What is kept of the run's tokens in so many bits a dimension, as far as a batch goes. */
+static void prefetch_bits(const dp_step *step, const uint8_t *codes, size_t bits, run r)
+{
+    const size_t group = bits * step->sequence->format.key_dim / 2;
+    const size_t n = r.n < BATCH_TOKENS ? r.n : BATCH_TOKENS;
+    prefetch(codes + r.first / DP_CODE_GROUP * group, (r.first % DP_CODE_GROUP + n + 3) / DP_CODE_GROUP * group);
+}
+
+static dp_code_queries queries_of(const dp_step *step, const dp_head_step *h, const float *factor)
+{
+    return (dp_code_queries){.heads = step->rows,
+                             .d = step->sequence->format.key_dim,
+                             .q = h->codes,
+                             .sum_of_q = h->sum_of_codes,
+                             .factor = factor};
+}
+
+static float centroid_logit(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, const float *base,
+                            size_t row)
+{
+    return base[row] + step->sequence->scale * h->score[row * h->n_positions + ref->position];
+}
+
+/* Whether any token of a cluster may have more than its row's limit, by the signs of their keys less the centroid. Where
+ * the elements are normal, these are known to SIGN_ERROR of their deviation. */
+static bool may_matter(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, const scan_scratch *w)
+{
+    const dp_segment *const segment = &h->head->segments[ref->segment];
+    const size_t group = step->sequence->format.key_dim / 2;
+    for (size_t r = 0; r < step->rows; r++)
+        if (!(h->mass[r * h->n_positions + ref->position] <= CLUSTER_SHARE * h->token_limit[r])) return true;
+    const dp_code_queries q = queries_of(step, h, h->sign_factor);
+    const run all = run_of(segment, ref->cluster);
+    const size_t first = all.first / DP_CODE_GROUP;
+    step->kernels->sign_max(&q, segment->signs + first * group, segment->code_step + first * DP_CODE_GROUP,
+                            all.first % DP_CODE_GROUP, all.n, w->largest);
+    float spread;
+    step->kernels->to_f32[DP_BF16](&spread, segment->spread + ref->cluster, 1);
+    for (size_t r = 0; r < step->rows; r++) {
+        const float error = SIGN_ERROR * sqrtf(h->variance[r] * spread);
+        if (!(centroid_logit(step, h, ref, w->base, r) + w->largest[r] + error <= h->logit_limit[r])) return true;
+    }
+    return false;
+}
+
+/* Marks those of a batch's tokens that are to be read, and adds the mass of the others to the clusters'. */
+static void scan_batch(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, run batch, uint8_t *wanted,
                        const scan_scratch *w)
 {
     const dp_kernels *const kernels = step->kernels;
     const dp_segment *const segment = &h->head->segments[ref->segment];
-    const size_t dim = step->sequence->format.key_dim, at = segment->offset[ref->cluster] + first;
-    float spread;
-    kernels->to_f32[DP_BF16](&spread, segment->spread + ref->cluster, 1);
-    kernels->sign_logits(h->codes, h->sign_factor, step->rows, dim, segment->signs + at * dim / 8,
-                         segment->code_step + at, n, w->mass, BATCH_TOKENS);
-    bool may = false;
+    const dp_code_queries q = queries_of(step, h, h->code_factor);
+    const size_t first = batch.first / DP_CODE_GROUP, n = batch.n;
+    kernels->code_logits(&q, segment->codes + first * 2 * q.d, segment->code_step + first * DP_CODE_GROUP,
+                         batch.first % DP_CODE_GROUP, n, w->mass, BATCH_TOKENS);
+    memset(wanted, 0, n);
     for (size_t r = 0; r < step->rows; r++) {
-        const float centroid = w->base[r] + step->sequence->scale * h->score[r * h->n_positions + ref->position];
-        const float largest =
-            centroid + kernels->max(w->mass + r * BATCH_TOKENS, n) + SIGN_ERROR * sqrtf(h->variance[r] * spread);
-        may |= !(expf(largest - h->reference[r]) <= h->token_limit[r]);
+        float *const mass = w->mass + r * BATCH_TOKENS;
+        kernels->exp_sum(mass, n, h->reference[r] - centroid_logit(step, h, ref, w->base, r));
+        for (size_t i = 0; i < n; i++) wanted[i] |= !(mass[i] <= h->token_limit[r]);
     }
-    return may;
+    for (size_t r = 0; r < step->rows; r++) {
+        float left = 0;
+        for (size_t i = 0; i < n; i++) left += wanted[i] ? 0 : w->mass[r * BATCH_TOKENS + i];
+        h->mass[r * h->n_positions + ref->position] += left;
+    }
 }
 
-/* Marks the tokens to be read, and puts the mass of the others in place of the cluster's estimate. */
+/* The tokens of a cluster one by one, in place of its estimate. */
 static void scan_cluster(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, const scan_scratch *w)
 {
-    const size_t size = dp_segment_size(&h->head->segments[ref->segment], ref->cluster);
-    float *const left = h->mass + ref->position; /* [rows], n_positions apart */
-    bool may = false;
-    for (size_t r = 0; r < step->rows; r++) may |= !(left[r * h->n_positions] <= CLUSTER_SHARE * h->token_limit[r]);
-    for (size_t first = 0; first < size && !may; first += BATCH_TOKENS)
-        may = may_matter(step, h, ref, first, size - first < BATCH_TOKENS ? size - first : BATCH_TOKENS, w);
-    if (!may) return;
+    const run all = run_of(&h->head->segments[ref->segment], ref->cluster);
     h->flags[ref->position] |= SELECT_ESTIMATE | SELECT_SCAN;
-    for (size_t r = 0; r < step->rows; r++) left[r * h->n_positions] = 0;
-    for (size_t first = 0; first < size; first += BATCH_TOKENS) {
-        const size_t n = size - first < BATCH_TOKENS ? size - first : BATCH_TOKENS;
-        uint8_t *const wanted = h->wanted + ref->first_token + first;
-        memset(wanted, 0, n);
-        if (estimate(step, h, ref, first, n, w)) {
-            for (size_t r = 0; r < step->rows; r++)
-                for (size_t i = 0; i < n; i++) wanted[i] |= !(w->mass[r * BATCH_TOKENS + i] <= h->token_limit[r]);
-            for (size_t r = 0; r < step->rows; r++) {
-                w->sum[r] = 0;
-                for (size_t i = 0; i < n; i++) w->sum[r] += wanted[i] ? 0 : w->mass[r * BATCH_TOKENS + i];
-            }
-        }
-        for (size_t r = 0; r < step->rows; r++) left[r * h->n_positions] += w->sum[r];
-    }
+    for (size_t r = 0; r < step->rows; r++) h->mass[r * h->n_positions + ref->position] = 0;
+    for (size_t i = 0; i < all.n; i += BATCH_TOKENS)
+        scan_batch(step, h, ref, (run){all.first + i, all.n - i < BATCH_TOKENS ? all.n - i : BATCH_TOKENS},
+                   h->wanted + ref->first_token + i, w);
 }
 
+/* Logits of the mean key of a segment, where it is another than the one before. */
+static void settle_base(const dp_step *step, const dp_head_step *h, uint32_t segment, uint32_t *settled, float *base)
+{
+    if (segment == *settled) return;
+    *settled = segment;
+    const size_t dim = step->sequence->format.key_dim;
+    const float *const mean = h->head->segments[segment].mean_key;
+    for (size_t r = 0; r < step->rows; r++) base[r] = step->sequence->scale * step->kernels->dot(h->q + r * dim, mean, dim);
+}
+
+/* First the signs of all clusters, then the codes of those that they do not acquit: both are on their way from memory
+ * while others are worked on. */
 void dp_scan_run(const dp_step *step, const dp_head_step *h, size_t task, float *scratch)
 {
-    const dp_row_format *const f = &step->sequence->format;
     const scan_scratch w = {scratch, scratch + step->rows, scratch + 2 * step->rows};
-    const size_t first = task * CLUSTERS_PER_TASK;
-    const size_t last = h->n_scanned - first < CLUSTERS_PER_TASK ? h->n_scanned : first + CLUSTERS_PER_TASK;
-    for (size_t i = first; i < last; i++) {
-        const dp_cluster_ref *const ref = &h->scanned[i];
-        const dp_segment *const segment = &h->head->segments[ref->segment];
-        if (i + 1 < last) { /* fetch the next cluster meanwhile */
-            const dp_cluster_ref *const next = &h->scanned[i + 1];
-            const dp_segment *const its = &h->head->segments[next->segment];
-            const size_t n =
-                dp_segment_size(its, next->cluster) < BATCH_TOKENS ? dp_segment_size(its, next->cluster) : BATCH_TOKENS;
-            prefetch(its->signs + its->offset[next->cluster] * f->key_dim / 8, n * f->key_dim / 8);
-            prefetch(its->code_step + its->offset[next->cluster], n * sizeof *its->code_step);
+    const size_t begin = task * CLUSTERS_PER_TASK, left = h->n_scanned - begin;
+    const dp_cluster_ref *const refs = h->scanned + begin;
+    const size_t n = left < CLUSTERS_PER_TASK ? left : CLUSTERS_PER_TASK;
+    uint8_t suspects[CLUSTERS_PER_TASK];
+    size_t n_suspects = 0;
+    uint32_t settled = UINT32_MAX;
+    for (size_t i = 0; i < n + AHEAD; i++) {
+        if (i < n) {
+            const dp_segment *const segment = &h->head->segments[refs[i].segment];
+            const run all = run_of(segment, refs[i].cluster);
+            prefetch_bits(step, segment->signs, 1, all);
+            prefetch(segment->code_step + all.first, all.n * sizeof *segment->code_step);
         }
-        if (i == first || ref->segment != ref[-1].segment)
-            for (size_t r = 0; r < step->rows; r++)
-                w.base[r] =
-                    step->sequence->scale * step->kernels->dot(h->q + r * f->key_dim, segment->mean_key, f->key_dim);
+        if (i < AHEAD) continue;
+        const dp_cluster_ref *const ref = &refs[i - AHEAD];
+        const dp_segment *const segment = &h->head->segments[ref->segment];
+        settle_base(step, h, ref->segment, &settled, w.base);
+        if (!may_matter(step, h, ref, &w)) continue;
+        prefetch_bits(step, segment->codes, 4, run_of(segment, ref->cluster));
+        suspects[n_suspects++] = (uint8_t)(i - AHEAD);
+    }
+    for (size_t i = 0; i < n_suspects; i++) {
+        const dp_cluster_ref *const ref = &refs[suspects[i]];
+        settle_base(step, h, ref->segment, &settled, w.base);
         scan_cluster(step, h, ref, &w);
     }
 }

@@ -117,16 +117,23 @@ static bool can_scan(const dp_step *step, const dp_segment *segment, size_t clus
            dp_segment_size(segment, (uint32_t)cluster) > 1;
 }
 
-/* What it costs to refine a cluster, in rows. A look at the signs leads to the codes one time in four, and to about one row
- * that is read. */
-static float cost(const dp_step *step, const dp_segment *segment, size_t cluster)
+/* What a token costs that is looked at, in rows: a look at the signs leads to the codes one time in four. */
+static float look_cost(const dp_row_format *f)
 {
-    const dp_row_format *const f = &step->sequence->format;
-    if (cluster >= segment->n_clusters) return 1.0f;
-    const float tokens = (float)dp_segment_size(segment, (uint32_t)cluster);
-    if (!can_scan(step, segment, cluster)) return tokens;
-    return 1.0f + tokens * ((float)dp_sign_bytes(f) + 0.25f * (float)dp_code_bytes(f)) /
-                      (float)(f->key_bytes + f->value_bytes);
+    const float bytes = (float)dp_sign_bytes(f) + 0.25f * (float)dp_code_bytes(f);
+    return bytes / DP_CODE_GROUP / (float)(f->key_bytes + f->value_bytes);
+}
+
+/* Errors by cost, in rows: the tokens of a cluster, or, where it is looked at, about one that is read. */
+static void rank_clusters(const dp_step *step, const dp_segment *segment, const float *joint, float *rank)
+{
+    const bool codes = step->sequence->format.has_codes;
+    const float look = look_cost(&step->sequence->format);
+    for (uint32_t c = 0; c < segment->n_clusters; c++) {
+        const float tokens = (float)(int32_t)dp_segment_size(segment, c), looked = 1.0f + look * tokens;
+        rank[c] = joint[c] / (codes && tokens > 1 ? looked : tokens);
+    }
+    for (size_t i = segment->n_clusters; i < (size_t)segment->n_panels * DP_PANEL; i++) rank[i] = 0.0f;
 }
 
 /* The error budget, for the query rows together: a row that is read serves them all, so clusters are refined in order
@@ -140,12 +147,12 @@ static void spend_budget(const dp_step *step, dp_head_step *h)
         size_t position = 0;
         for (uint32_t s = 0; s < h->head->n_segments; s++) {
             const dp_segment *const segment = &h->head->segments[s];
-            for (size_t i = 0; i < (size_t)segment->n_panels * DP_PANEL; i++, position++) {
-                h->rank[position] = h->joint[position] / cost(step, segment, i);
-                /* What exceeds the whole budget is read anyway; as it is, it would drown the rest in rounding. */
-                h->joint[position] = fminf(h->joint[position], 2.0f * (float)step->rows);
-            }
+            rank_clusters(step, segment, h->joint + position, h->rank + position);
+            position += (size_t)segment->n_panels * DP_PANEL;
         }
+        /* What exceeds the whole budget is read anyway; as it is, it would drown the rest in rounding. */
+        const float most = 2.0f * (float)step->rows;
+        for (size_t i = 0; i < n; i++) h->joint[i] = h->joint[i] <= most ? h->joint[i] : most;
         const double all = step->kernels->sum_at_least(h->rank, h->joint, n, 0.0f);
         refine = find_threshold(step, h->rank, h->joint, n, all - (double)step->rows, 100.0f);
     }

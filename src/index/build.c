@@ -231,6 +231,14 @@ static float store_centroid(const dp_queries *queries, const build *b, dp_segmen
     return steps[c % DP_PANEL];
 }
 
+/* Zeros where signs are to be set, and behind the last token. */
+static void clear_codes(const dp_row_format *f, dp_segment *seg)
+{
+    const size_t groups = (seg->n_tokens + DP_CODE_GROUP - 1) / DP_CODE_GROUP;
+    memset(seg->signs, 0, groups * dp_sign_bytes(f));
+    memset(seg->codes + (groups - 1) * dp_code_bytes(f), 0, dp_code_bytes(f));
+}
+
 /* The cluster's keys less its centroid, as that was rounded, in four bits, and their signs. */
 static void store_codes(const dp_sequence *s, const build *b, dp_segment *seg, uint32_t c)
 {
@@ -250,12 +258,15 @@ static void store_codes(const dp_sequence *s, const build *b, dp_segment *seg, u
         s->runtime->kernels.from_f32[DP_BF16](seg->code_step + i, &step, 1);
         s->runtime->kernels.to_f32[DP_BF16](&step, seg->code_step + i, 1);
         const float inverse = step > 0 && isfinite(1.0f / step) ? 1.0f / step : 0.0f;
-        uint8_t *const code = seg->codes + i * half, *const signs = seg->signs + i * (dim / 8);
-        memset(signs, 0, dim / 8);
-        for (size_t j = 0; j < dim; j++) signs[j / 8] |= (uint8_t)((b->row[j] > 0) << j % 8);
+        const size_t group = i / DP_CODE_GROUP, t = i % DP_CODE_GROUP;
+        uint8_t *const code = seg->codes + group * dp_code_bytes(f), *const signs = seg->signs + group * dp_sign_bytes(f);
+        for (size_t j = 0; j < dim; j++) {
+            const size_t place = dp_code_place(j, t);
+            signs[place / 8] |= (uint8_t)((b->row[j] > 0) << place % 8);
+        }
         for (size_t j = 0; j < half; j++) {
             const float low = b->row[j] * inverse, high = b->row[j + half] * inverse;
-            code[j] = (uint8_t)(code_of(low) | code_of(high) << 4);
+            code[dp_code_place(j, t)] = (uint8_t)(code_of(low) | code_of(high) << 4);
         }
     }
 }
@@ -339,6 +350,7 @@ bool dp_build_segment(const dp_sequence *s, const dp_queries *queries, dp_segmen
     build b = carve(s, seg->n_tokens, scratch);
     b.keys = k;
     b.values = v;
+    if (s->format.has_codes) clear_codes(&s->format, seg);
     load_keys(s, seg, k, &b.kmeans);
     if (queries->settled && !change_metric(queries, &b.kmeans)) return false;
     if (!dp_kmeans_run(&b.kmeans)) return false;

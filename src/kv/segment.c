@@ -38,9 +38,10 @@ static size_t lay_out(dp_segment *s, char *base, const dp_row_format *f)
         PART(slope_step, f->key_dim);
     }
     if (f->has_codes) {
-        PART(codes, n_clusters ? s->n_tokens * f->key_dim / 2 : 0);
+        const size_t groups = n_clusters ? ((size_t)s->n_tokens + DP_CODE_GROUP - 1) / DP_CODE_GROUP : 0;
+        PART(codes, groups * dp_code_bytes(f));
         PART(code_step, n_clusters ? s->n_tokens : 0);
-        PART(signs, n_clusters ? s->n_tokens * f->key_dim / 8 : 0);
+        PART(signs, groups * dp_sign_bytes(f));
     }
     PART(offset, n_clusters + 1);
     PART(token, s->n_tokens);

@@ -33,10 +33,10 @@ typedef struct dp_segment {
     int8_t *slope;         /* [key_dim][value_dim] mean over tokens, clusters of one left out, of (k - centroid)(v - mean
                               value)', keys in the queries' metric; row i in units of */
     float *slope_step;     /* [key_dim] */
-    uint8_t *codes;        /* where the format has codes: [n_tokens][key_dim / 2] keys less their cluster's centroid,
-                              in four bits, in cluster order, laid out as code_logits wants them, in units of */
+    uint8_t *codes;        /* where the format has codes: keys less their cluster's centroid, in four bits, in cluster
+                              order and in groups of DP_CODE_GROUP tokens as code_logits wants them, in units of */
     uint16_t *code_step;   /* bf16 [n_tokens] */
-    uint8_t *signs;        /* [n_tokens][key_dim / 8] of the same, as sign_logits wants them */
+    uint8_t *signs;        /* of the same, likewise, as sign_max wants them */
     uint32_t *offset;      /* [n_clusters + 1] first row of the cluster, in rows of the segment */
     uint16_t *token;       /* [n_tokens] token number less first_token, in cluster order */
     atomic_size_t *holders; /* sequences that have the segment; the last part, and alone not of the segment itself */
@@ -81,14 +81,18 @@ static inline uint32_t dp_segment_size(const dp_segment *s, uint32_t cluster)
     return s->offset[cluster + 1] - s->offset[cluster];
 }
 
-/* Bytes of a token's signs and its step, and of its code. */
-static inline size_t dp_sign_bytes(const dp_row_format *f)
-{
-    return f->key_dim / 8 + sizeof(uint16_t);
-}
+/* Bytes of a group's codes and signs, and how many groups have tokens of a cluster. */
 static inline size_t dp_code_bytes(const dp_row_format *f)
 {
-    return f->key_dim / 2;
+    return f->key_dim * DP_CODE_GROUP / 2;
+}
+static inline size_t dp_sign_bytes(const dp_row_format *f)
+{
+    return f->key_dim * DP_CODE_GROUP / 8;
+}
+static inline size_t dp_segment_groups(const dp_segment *s, uint32_t cluster)
+{
+    return (s->offset[cluster + 1] + DP_CODE_GROUP - 1) / DP_CODE_GROUP - s->offset[cluster] / DP_CODE_GROUP;
 }
 
 static inline bool dp_segment_stale(const dp_segment *s)

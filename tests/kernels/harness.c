@@ -193,6 +193,7 @@ static const struct table {
     {"avx2", DP_ISA_AVX2, 0},
     {"avx512", DP_ISA_AVX512, 0},
     {"avx512-bf16", DP_ISA_AVX512, DP_CPU_AVX512_BF16},
+    {"avx512-vnni", DP_ISA_AVX512, DP_CPU_AVX512_VNNI},
     {"neon", DP_ISA_NEON, 0},
     {"neon-bf16", DP_ISA_NEON, DP_CPU_NEON_BF16},
     {"neon-dotprod", DP_ISA_NEON, DP_CPU_NEON_DOTPROD},

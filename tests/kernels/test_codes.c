@@ -1,49 +1,117 @@
-/* code_logits and sign_logits: exact, as their contracts say. */
+/* code_logits and sign_max: exact, as their contracts say. */
 #include "harness.h"
 #include "oracle.h"
 
 #include <string.h>
 
-static void check_codes(size_t heads, size_t d, size_t n, contents kind, int extreme, size_t bits)
+/* What a call reads, each in a buffer of its own. */
+typedef struct codes_case {
+    dp_code_queries q;
+    size_t skip, n, bits, group_bytes, groups;
+    int8_t *arranged;
+    int32_t *sums;
+    float *factor, *steps;
+    uint8_t *codes;
+    uint16_t *step_bits;
+} codes_case;
+
+static codes_case random_case(size_t heads, size_t d, size_t skip, size_t n, contents kind, int extreme, size_t bits)
 {
-    const size_t bytes = d * bits / 8;
-    const size_t out_stride = n + random_below(20);
+    codes_case c = {.skip = skip, .n = n, .bits = bits, .group_bytes = d * bits / 2};
+    c.groups = n ? (skip + n + DP_CODE_GROUP - 1) / DP_CODE_GROUP : 0;
+    c.arranged = allocate(heads * 4 * d);
+    c.sums = allocate(heads * sizeof *c.sums);
+    c.factor = allocate(heads * sizeof *c.factor);
+    c.steps = allocate((skip + n) * sizeof *c.steps);
+    c.step_bits = allocate((skip + n) * sizeof *c.step_bits);
+    c.codes = allocate(c.groups * c.group_bytes);
+    fill(c.factor, heads, kind);
+    fill(c.steps, skip + n, kind);
+    for (size_t i = 0; i < skip + n; i++) oracle_store(c.step_bits, i, c.steps[i], DP_BF16);
+    for (size_t h = 0; h < heads; h++) {
+        c.sums[h] = 0;
+        for (size_t j = 0; j < d; j++) { /* the largest sums, too */
+            const int8_t x = extreme ? (int8_t)(extreme * 127) : (int8_t)((int)random_below(255) - 127);
+            c.sums[h] += x;
+            for (size_t t = 0; t < DP_CODE_GROUP; t++) c.arranged[h * 4 * d + j / 4 * 16 + t * 4 + j % 4] = x;
+        }
+    }
+    for (size_t i = 0; i < c.groups * c.group_bytes; i++) c.codes[i] = extreme ? 0xff : (uint8_t)random_below(256);
+    c.q = (dp_code_queries){.heads = heads, .d = d};
+    return c;
+}
+
+/* The call, its buffers at the end of their pages or somewhere else. */
+static void call(const codes_case *c, size_t run, float *out, size_t out_stride)
+{
+    const size_t heads = c->q.heads, d = c->q.d;
+    const dp_code_queries q = {.heads = heads,
+                               .d = d,
+                               .q = place(c->arranged, heads * 4 * d, run * random_shift(1)),
+                               .sum_of_q = place(c->sums, heads * sizeof *c->sums, run ? random_shift(4) : 0),
+                               .factor = place(c->factor, heads * sizeof *c->factor, run ? random_shift(4) : 0)};
+    const uint8_t *const codes = place(c->codes, c->groups * c->group_bytes, run * random_shift(1));
+    /* those before the first token are no one's */
+    const uint16_t *const step =
+        (const uint16_t *)place(c->step_bits + c->skip, c->n * sizeof *step, run ? random_shift(2) : 0) - c->skip;
+    if (c->bits == 1)
+        kernels.sign_max(&q, codes, step, c->skip, c->n, out);
+    else
+        kernels.code_logits(&q, codes, step, c->skip, c->n, out, out_stride);
+}
+
+/* factor * step * the exact sum of token t. */
+static float expected_logit(const codes_case *c, size_t h, size_t t)
+{
+    const size_t d = c->q.d;
+    const uint8_t *const group = c->codes + t / DP_CODE_GROUP * c->group_bytes;
+    long sum = 0;
+    for (size_t j = 0; j < d; j++) {
+        const size_t half = c->bits == 4 && j >= d / 2 ? d / 2 : 0;
+        const size_t number = (j - half) / 4 * 16 + t % DP_CODE_GROUP * 4 + (j - half) % 4;
+        const int code = c->bits == 1 ? 2 * (group[number / 8] >> number % 8 & 1) - 1
+                                      : 2 * (half ? group[number] >> 4 : group[number] & 15) - 15;
+        sum += c->arranged[h * 4 * d + j / 4 * 16 + j % 4] * code;
+    }
+    return c->factor[h] * (float)oracle_element(c->step_bits, t, DP_BF16) * (float)sum;
+}
+
+static void check_code_logits(const codes_case *c)
+{
+    const size_t heads = c->q.heads, n = c->n, out_stride = n + random_below(20);
     const size_t out_bytes = (heads ? (heads - 1) * out_stride + n : 0) * sizeof(float);
-    int8_t *const q = allocate(heads * d);
-    float *const factor = allocate(heads * sizeof *factor), *const steps = allocate(n * sizeof *steps);
-    uint8_t *const codes = allocate(n * bytes);
-    uint16_t *const step_bits = allocate(n * sizeof *step_bits);
-    fill(factor, heads, kind);
-    fill(steps, n, kind);
-    for (size_t i = 0; i < n; i++) oracle_store(step_bits, i, steps[i], DP_BF16);
-    for (size_t i = 0; i < heads * d; i++) /* the largest sums, too */
-        q[i] = extreme ? (int8_t)(extreme * 127) : (int8_t)((int)random_below(255) - 127);
-    for (size_t i = 0; i < n * bytes; i++) codes[i] = extreme ? 0xff : (uint8_t)random_below(256);
     float *results[2];
     for (size_t run = 0; run < 2; run++) {
         results[run] = place(NULL, out_bytes, run ? random_shift(4) : 0);
-        (bits == 1 ? kernels.sign_logits : kernels.code_logits)(
-            place(q, heads * d, run * random_shift(1)),
-            place(factor, heads * sizeof *factor, run ? random_shift(4) : 0), heads, d,
-            place(codes, n * bytes, run * random_shift(1)),
-            place(step_bits, n * sizeof *step_bits, run ? random_shift(2) : 0), n, results[run], out_stride);
+        call(c, run, results[run], out_stride);
     }
     expect_same("logits", results[0], results[1], out_bytes);
     for (size_t h = 0; h < heads; h++) {
-        for (size_t i = 0; i < n; i++) {
-            long sum = 0;
-            for (size_t j = 0; j < d; j++) {
-                const unsigned byte = codes[i * bytes + (bits == 1 ? j / 8 : j % (d / 2))];
-                sum += q[h * d + j] * (bits == 1 ? 2 * (long)(byte >> j % 8 & 1) - 1
-                                                 : 2 * (long)(j < d / 2 ? byte & 15 : byte >> 4) - 15);
-            }
-            const float expected = factor[h] * (float)oracle_element(step_bits, i, DP_BF16) * (float)sum;
-            expect_near("code logit", h * out_stride + i, results[0][h * out_stride + i], (double)expected, 0);
-        }
+        for (size_t i = 0; i < n; i++)
+            expect_near("code logit", h * out_stride + i, results[0][h * out_stride + i],
+                        (double)expected_logit(c, h, c->skip + i), 0);
         if (h + 1 < heads)
             expect_untouched("gap of out", results[0] + h * out_stride + n, (out_stride - n) * sizeof(float));
     }
-    release_buffers();
+}
+
+static void check_sign_max(const codes_case *c)
+{
+    const size_t heads = c->q.heads;
+    float *results[2];
+    for (size_t run = 0; run < 2; run++) {
+        results[run] = place(NULL, heads * sizeof(float), run ? random_shift(4) : 0);
+        call(c, run, results[run], 0);
+    }
+    expect_same("maxima", results[0], results[1], heads * sizeof(float));
+    for (size_t h = 0; h < heads; h++) {
+        float largest = -INFINITY;
+        for (size_t i = 0; i < c->n; i++) {
+            const float logit = expected_logit(c, h, c->skip + i);
+            if (logit > largest) largest = logit;
+        }
+        expect_near("largest sign logit", h, results[0][h], (double)largest, 0);
+    }
 }
 
 START_TEST(codes_of_all_shapes)
@@ -52,12 +120,18 @@ START_TEST(codes_of_all_shapes)
     start_random();
     for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
         for (size_t heads = 0; heads <= 9; heads++) {
-            const size_t n = random_below(4) ? random_below(70) : random_below(3);
+            const size_t n = random_below(4) ? random_below(70) : random_below(3), skip = random_below(DP_CODE_GROUP);
             const int extreme = (int)random_below(5) - 2;
             for (size_t bits = 1; bits <= 4; bits += 3) {
-                describe("%zu-bit logits heads %zu d %zu tokens %zu contents %d extreme %d", bits, heads, dims[i], n,
-                         _i, extreme);
-                check_codes(heads, dims[i], n, (contents)_i, extreme == 1 || extreme == -1 ? extreme : 0, bits);
+                describe("%zu-bit logits heads %zu d %zu tokens %zu after %zu contents %d extreme %d", bits, heads,
+                         dims[i], n, skip, _i, extreme);
+                const codes_case c = random_case(heads, dims[i], skip, n, (contents)_i,
+                                                 extreme == 1 || extreme == -1 ? extreme : 0, bits);
+                if (bits == 1)
+                    check_sign_max(&c);
+                else
+                    check_code_logits(&c);
+                release_buffers();
             }
         }
 }

@@ -1,0 +1,181 @@
+/* AVX-512 logits of keys in four bits, and the largest by their signs, with the product of bytes as a parameter. A vector has
+ * 16 dimensions of a group's four tokens; 16 tokens and up to four heads are summed in registers, and what is unpacked
+ * serves all heads. Each of 24 tokens, d 128, four heads, takes 40 ns where a token is a vector, summed across, and not
+ * a tenth of it here. */
+#ifndef DP_SIMD_AVX512_CODES_H
+#define DP_SIMD_AVX512_CODES_H
+
+#include <string.h>
+
+#include "avx512.h"
+
+enum { GROUPS = 4, TOKENS = GROUPS * DP_CODE_GROUP, HEADS = 4, VECTOR = 64 };
+
+/* sum[lane] + the products of four unsigned and four signed bytes; what is signed are queries, and what is not below 16. */
+typedef __m512i dot4_fn(__m512i sum, __m512i small, __m512i q);
+
+DP_INLINE __mmask64 first_bytes(size_t n)
+{
+    return n >= VECTOR ? ~(__mmask64)0 : ((__mmask64)1 << n) - 1;
+}
+
+/* Lane i is the sum of token i; sum[g] has four numbers of each token of group g. */
+DP_INLINE __m512i fold(const __m512i sum[GROUPS])
+{
+    __m512i pair[2];
+    DP_UNROLL
+    for (size_t p = 0; p < 2; p++)
+        pair[p] = _mm512_add_epi32(_mm512_shuffle_i64x2(sum[2 * p], sum[2 * p + 1], 0x44),
+                                   _mm512_shuffle_i64x2(sum[2 * p], sum[2 * p + 1], 0xee));
+    return _mm512_add_epi32(_mm512_shuffle_i64x2(pair[0], pair[1], 0x88),
+                            _mm512_shuffle_i64x2(pair[0], pair[1], 0xdd));
+}
+
+/* out[h] = sum_j q(h, j) code(i, j) of up to four groups' tokens; `heads` is a constant. */
+typedef void block_fn(const int8_t *q, size_t d, const uint8_t *codes, size_t groups, __m512i out[HEADS], size_t heads,
+                      dot4_fn *dot4);
+
+DP_INLINE void code_block(const int8_t *q, size_t d, const uint8_t *codes, size_t groups, __m512i out[HEADS],
+                          size_t heads, dot4_fn *dot4)
+{
+    const __m512i low_half = _mm512_set1_epi8(15);
+    __m512i sum[HEADS][GROUPS];
+    DP_UNROLL
+    for (size_t h = 0; h < heads; h++) {
+        DP_UNROLL
+        for (size_t g = 0; g < GROUPS; g++) sum[h][g] = _mm512_setzero_si512();
+    }
+    const size_t bytes = 2 * d;
+    for (size_t j = 0; j < bytes; j += VECTOR) {
+        const __mmask64 mask = first_bytes(bytes - j);
+        DP_UNROLL
+        for (size_t g = 0; g < GROUPS; g++) {
+            const __m512i packed = _mm512_maskz_loadu_epi8(g < groups ? mask : 0, codes + (g < groups ? g : 0) * bytes + j);
+            const __m512i low = _mm512_and_si512(packed, low_half);
+            const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_half);
+            DP_UNROLL
+            for (size_t h = 0; h < heads; h++) {
+                const int8_t *const x = q + h * 4 * d + j;
+                sum[h][g] = dot4(sum[h][g], low, _mm512_maskz_loadu_epi8(mask, x));
+                sum[h][g] = dot4(sum[h][g], high, _mm512_maskz_loadu_epi8(mask, x + bytes));
+            }
+        }
+    }
+    DP_UNROLL
+    for (size_t h = 0; h < heads; h++) out[h] = fold(sum[h]);
+}
+
+DP_INLINE void sign_block(const int8_t *q, size_t d, const uint8_t *signs, size_t groups, __m512i out[HEADS],
+                          size_t heads, dot4_fn *dot4)
+{
+    const __m512i one = _mm512_set1_epi8(1);
+    __m512i sum[HEADS][GROUPS];
+    DP_UNROLL
+    for (size_t h = 0; h < heads; h++) {
+        DP_UNROLL
+        for (size_t g = 0; g < GROUPS; g++) sum[h][g] = _mm512_setzero_si512();
+    }
+    const size_t bytes = d / 2;
+    for (size_t j = 0; j < bytes; j += VECTOR / 8) {
+        const __mmask64 mask = first_bytes(8 * (bytes - j));
+        __m512i set[GROUPS];
+        DP_UNROLL
+        for (size_t g = 0; g < GROUPS; g++) {
+            const uint8_t *const from = signs + (g < groups ? g : 0) * bytes + j;
+            uint64_t bits = 0;
+            if (bytes - j >= sizeof bits)
+                memcpy(&bits, from, sizeof bits);
+            else
+                memcpy(&bits, from, 4); /* d / 2 is a multiple of four */
+            set[g] = _mm512_maskz_mov_epi8(bits, one);
+        }
+        DP_UNROLL
+        for (size_t h = 0; h < heads; h++) {
+            const __m512i x = _mm512_maskz_loadu_epi8(mask, q + h * 4 * d + 8 * j);
+            DP_UNROLL
+            for (size_t g = 0; g < GROUPS; g++) sum[h][g] = dot4(sum[h][g], set[g], x);
+        }
+    }
+    DP_UNROLL
+    for (size_t h = 0; h < heads; h++) out[h] = fold(sum[h]);
+}
+
+/* Each number of heads a function of its own: inlined into one they would compete for registers. */
+DP_INLINE void block_of_heads(const int8_t *q, size_t d, const uint8_t *codes, size_t groups, __m512i out[HEADS],
+                              size_t heads, block_fn *block, dot4_fn *dot4)
+{
+    switch (heads) {
+    case 1: block(q, d, codes, groups, out, 1, dot4); break;
+    case 2: block(q, d, codes, groups, out, 2, dot4); break;
+    case 3: block(q, d, codes, groups, out, 3, dot4); break;
+    default: block(q, d, codes, groups, out, 4, dot4);
+    }
+}
+
+/* Tokens first .. first + 15 of those from the groups' start on: which are asked for, and how many groups they have. */
+typedef struct window {
+    __mmask16 lanes;
+    size_t groups;
+} window;
+
+DP_INLINE window window_at(size_t first, size_t skip, size_t n)
+{
+    const size_t left = skip + n - first;
+    const __mmask16 before = first < skip ? (__mmask16)((1u << skip) - 1) : 0;
+    return (window){(__mmask16)(dp_mask16(left) & ~before),
+                    left >= TOKENS ? GROUPS : (left + DP_CODE_GROUP - 1) / DP_CODE_GROUP};
+}
+
+DP_INLINE void code_logits_by(const dp_code_queries *q, const uint8_t *codes, const uint16_t *step, size_t skip, size_t n,
+                              float *out, size_t out_stride, dot4_fn *dot4)
+{
+    size_t stored = 0;
+    for (size_t first = 0; first < skip + n && n; first += TOKENS) {
+        const window w = window_at(first, skip, n);
+        const __m512 steps = dp_load_bf16(w.lanes, step + first);
+        const size_t count = (size_t)__builtin_popcount(w.lanes);
+        for (size_t h = 0; h < q->heads; h += HEADS) {
+            const size_t heads = q->heads - h < HEADS ? q->heads - h : HEADS;
+            __m512i sums[HEADS];
+            block_of_heads(q->q + h * 4 * q->d, q->d, codes + first / DP_CODE_GROUP * 2 * q->d, w.groups, sums, heads,
+                           code_block, dot4);
+            for (size_t i = 0; i < heads; i++) {
+                const __m512i centre = _mm512_set1_epi32(15 * q->sum_of_q[h + i]);
+                const __m512i sum = _mm512_sub_epi32(_mm512_slli_epi32(sums[i], 1), centre);
+                const __m512 logits = _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(q->factor[h + i]), steps),
+                                                    _mm512_cvtepi32_ps(sum));
+                _mm512_mask_storeu_ps(out + (h + i) * out_stride + stored, dp_mask16(count),
+                                      _mm512_maskz_compress_ps(w.lanes, logits));
+            }
+        }
+        stored += count;
+    }
+}
+
+DP_INLINE void sign_max_by(const dp_code_queries *q, const uint8_t *signs, const uint16_t *step, size_t skip, size_t n,
+                           float *out, dot4_fn *dot4)
+{
+    const __m512 lowest = _mm512_set1_ps(-INFINITY);
+    for (size_t h = 0; h < q->heads; h += HEADS) {
+        const size_t heads = q->heads - h < HEADS ? q->heads - h : HEADS;
+        __m512 largest[HEADS];
+        for (size_t i = 0; i < heads; i++) largest[i] = lowest;
+        for (size_t first = 0; first < skip + n && n; first += TOKENS) {
+            const window w = window_at(first, skip, n);
+            const __m512 steps = dp_load_bf16(w.lanes, step + first);
+            __m512i sums[HEADS];
+            block_of_heads(q->q + h * 4 * q->d, q->d, signs + first / DP_CODE_GROUP * (q->d / 2), w.groups, sums, heads,
+                           sign_block, dot4);
+            for (size_t i = 0; i < heads; i++) {
+                const __m512i of_all = _mm512_set1_epi32(q->sum_of_q[h + i]);
+                const __m512i sum = _mm512_sub_epi32(_mm512_slli_epi32(sums[i], 1), of_all);
+                const __m512 logits = _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(q->factor[h + i]), steps),
+                                                    _mm512_cvtepi32_ps(sum));
+                largest[i] = _mm512_mask_max_ps(largest[i], w.lanes, logits, largest[i]); /* NaN: the second */
+            }
+        }
+        for (size_t i = 0; i < heads; i++) out[h + i] = _mm512_reduce_max_ps(largest[i]);
+    }
+}
+
+#endif

@@ -1,0 +1,98 @@
+/* NEON logits of keys in four bits, and the largest by their signs, with the product of bytes as a parameter. A vector has
+ * four dimensions of a group's four tokens, and its sums are a token a lane. */
+#ifndef DP_SIMD_NEON_CODES_H
+#define DP_SIMD_NEON_CODES_H
+
+#include "neon.h"
+
+enum { VECTOR = 16 };
+
+/* What four products a lane are added to; the lanes of total() are the sums. */
+typedef struct dot4_sum {
+    int32x4_t part[2];
+} dot4_sum;
+typedef dot4_sum dot4_fn(dot4_sum sum, int8x16_t small, int8x16_t q);
+typedef int32x4_t total_fn(dot4_sum sum);
+typedef struct dot4 {
+    dot4_fn *add;
+    total_fn *total;
+} dot4;
+
+/* sum_j q(j) code(i, j) of a group's tokens. */
+typedef int32x4_t group_fn(const int8_t *q, size_t d, const uint8_t *codes, dot4 by);
+
+DP_INLINE int32x4_t code_group(const int8_t *q, size_t d, const uint8_t *codes, dot4 by)
+{
+    dot4_sum sum = {{vdupq_n_s32(0), vdupq_n_s32(0)}};
+    for (size_t j = 0; j < 2 * d; j += VECTOR) {
+        const uint8x16_t packed = vld1q_u8(codes + j);
+        sum = by.add(sum, vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(15))), vld1q_s8(q + j));
+        sum = by.add(sum, vreinterpretq_s8_u8(vshrq_n_u8(packed, 4)), vld1q_s8(q + 2 * d + j));
+    }
+    return by.total(sum);
+}
+
+DP_INLINE int32x4_t sign_group(const int8_t *q, size_t d, const uint8_t *signs, dot4 by)
+{
+    static const uint8_t bits_of_byte[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    const uint8x16_t bit = vld1q_u8(bits_of_byte), one = vdupq_n_u8(1);
+    dot4_sum sum = {{vdupq_n_s32(0), vdupq_n_s32(0)}};
+    for (size_t j = 0; j < d / 2; j += 2) {
+        const uint8x16_t bytes = vcombine_u8(vdup_n_u8(signs[j]), vdup_n_u8(signs[j + 1]));
+        sum = by.add(sum, vreinterpretq_s8_u8(vandq_u8(vtstq_u8(bytes, bit), one)), vld1q_s8(q + 8 * j));
+    }
+    return by.total(sum);
+}
+
+/* Of the group whose first token is number `first` of those from the groups' start on: tokens from .. to - 1 are asked for. */
+typedef struct window {
+    size_t from, to;
+} window;
+
+DP_INLINE window window_at(size_t first, size_t skip, size_t n)
+{
+    const size_t left = skip + n - first;
+    return (window){first ? 0 : skip, left < DP_CODE_GROUP ? left : DP_CODE_GROUP};
+}
+
+/* (factor * step) * (2 sum - centre) of a group's tokens; steps are those of the window's tokens. */
+DP_INLINE float32x4_t group_logits(const dp_code_queries *q, size_t h, int32x4_t sums, int32_t centre,
+                                   const uint16_t *step, window w)
+{
+    uint16_t steps[DP_CODE_GROUP] = {0};
+    for (size_t t = w.from; t < w.to; t++) steps[t] = step[t];
+    const float32x4_t units = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(steps), 16));
+    const int32x4_t sum = vsubq_s32(vshlq_n_s32(sums, 1), vdupq_n_s32(centre));
+    return vmulq_f32(vmulq_f32(vdupq_n_f32(q->factor[h]), units), vcvtq_f32_s32(sum));
+}
+
+DP_INLINE void code_logits_by(const dp_code_queries *q, const uint8_t *codes, const uint16_t *step, size_t skip, size_t n,
+                              float *out, size_t out_stride, dot4 by)
+{
+    for (size_t first = 0; first < skip + n && n; first += DP_CODE_GROUP, codes += 2 * q->d) {
+        const window w = window_at(first, skip, n);
+        for (size_t h = 0; h < q->heads; h++) {
+            const int32x4_t sums = code_group(q->q + h * 4 * q->d, q->d, codes, by);
+            float logits[DP_CODE_GROUP];
+            vst1q_f32(logits, group_logits(q, h, sums, 15 * q->sum_of_q[h], step + first, w));
+            for (size_t t = w.from; t < w.to; t++) out[h * out_stride + first + t - skip] = logits[t];
+        }
+    }
+}
+
+DP_INLINE void sign_max_by(const dp_code_queries *q, const uint8_t *signs, const uint16_t *step, size_t skip, size_t n,
+                           float *out, dot4 by)
+{
+    for (size_t h = 0; h < q->heads; h++) out[h] = -INFINITY;
+    for (size_t first = 0; first < skip + n && n; first += DP_CODE_GROUP, signs += q->d / 2) {
+        const window w = window_at(first, skip, n);
+        for (size_t h = 0; h < q->heads; h++) {
+            const int32x4_t sums = sign_group(q->q + h * 4 * q->d, q->d, signs, by);
+            float logits[DP_CODE_GROUP];
+            vst1q_f32(logits, group_logits(q, h, sums, q->sum_of_q[h], step + first, w));
+            for (size_t t = w.from; t < w.to; t++) out[h] = logits[t] > out[h] ? logits[t] : out[h];
+        }
+    }
+}
+
+#endif
