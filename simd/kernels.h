@@ -94,6 +94,11 @@ typedef float (*dp_max_fn)(const float *x, size_t n);
  * returns the sum. Arguments below -87 may give 0; relative error of exp at most 4 ulp. NaN stays NaN. */
 typedef float (*dp_exp_sum_fn)(float *x, size_t n, float max);
 
+/* x[h * x_stride + i] becomes y = exp(x - max[h]), as in exp_sum, h < heads, i < n; wanted[i] = 1 where !(y <= limit[h]) for
+ * any h, else 0; left[h] += the sum of y over i with wanted[i] = 0. max finite. */
+typedef void (*dp_split_masses_fn)(float *x, size_t x_stride, size_t heads, size_t n, const float *max,
+                                   const float *limit, uint8_t *wanted, float *left);
+
 /* Stage 1, first half: size, spread and limit are bf16 (a third of the bytes of the scan would be theirs as f32). For
  * clusters with size[i] > 0, with the standard deviation of the logits in the cluster
  * sigma = sqrt(variance * spread[i]) and limit[i] = sqrt(2 log size[i]),
@@ -157,6 +162,7 @@ typedef struct dp_kernels {
     dp_weighted_values_fn weighted_values[DP_TYPE_COUNT];
     dp_max_fn max;
     dp_exp_sum_fn exp_sum;
+    dp_split_masses_fn split_masses;
     dp_cluster_logits_fn cluster_logits;
     dp_cluster_mass_fn cluster_mass;
     dp_keep_clusters_fn keep_clusters;

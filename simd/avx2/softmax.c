@@ -1,4 +1,6 @@
-/* AVX2 softmax: the maximum, and exponentials with their sum. */
+/* AVX2 softmax: the maximum, exponentials with their sum, and which tokens have much of it. */
+#include <string.h>
+
 #include "avx2.h"
 
 static float max_of(const float *x, size_t n)
@@ -40,8 +42,36 @@ static float exp_sum(float *x, size_t n, float max)
     return dp_sum_lanes(_mm256_add_ps(sum[0], sum[1]));
 }
 
+static void split_masses(float *x, size_t x_stride, size_t heads, size_t n, const float *max, const float *limit,
+                         uint8_t *wanted, float *left)
+{
+    for (size_t i = 0; i < n; i += 8) {
+        __m256 above = _mm256_setzero_ps();
+        for (size_t h = 0; h < heads; h++) {
+            float *const at = x + h * x_stride + i;
+            const __m256 y = dp_exp(_mm256_sub_ps(dp_load_first(at, n - i), _mm256_set1_ps(max[h])));
+            dp_store_first(at, n - i, y);
+            above = _mm256_or_ps(above, _mm256_cmp_ps(y, _mm256_set1_ps(limit[h]), _CMP_NLE_UQ));
+        }
+        const int bits = _mm256_movemask_ps(above);
+        for (size_t j = 0; j < 8 && i + j < n; j++) wanted[i + j] = (uint8_t)(bits >> j & 1);
+    }
+    for (size_t h = 0; h < heads; h++) {
+        __m256 sum = _mm256_setzero_ps();
+        for (size_t i = 0; i < n; i += 8) {
+            uint64_t flags = 0; /* those that are not there want nothing, and their numbers are 0 */
+            memcpy(&flags, wanted + i, n - i < 8 ? n - i : 8);
+            const __m256i words = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)flags));
+            const __m256 kept = _mm256_castsi256_ps(_mm256_cmpeq_epi32(words, _mm256_setzero_si256()));
+            sum = _mm256_add_ps(sum, _mm256_and_ps(kept, dp_load_first(x + h * x_stride + i, n - i)));
+        }
+        left[h] += dp_sum_lanes(sum);
+    }
+}
+
 void dp_avx2_init_softmax(dp_kernels *k)
 {
     k->max = max_of;
     k->exp_sum = exp_sum;
+    k->split_masses = split_masses;
 }

@@ -19,6 +19,12 @@ DP_INLINE __mmask64 first_bytes(size_t n)
     return n >= VECTOR ? ~(__mmask64)0 : ((__mmask64)1 << n) - 1;
 }
 
+/* Each time anew: as an operand from memory it takes no register from the sums. */
+DP_INLINE __m512i load_queries(__mmask64 mask, const int8_t *q, int whole)
+{
+    return whole ? _mm512_loadu_si512(q) : _mm512_maskz_loadu_epi8(mask, q);
+}
+
 /* Lane i is the sum of token i; sum[g] has four numbers of each token of group g. */
 DP_INLINE __m512i fold(const __m512i sum[GROUPS])
 {
@@ -31,12 +37,11 @@ DP_INLINE __m512i fold(const __m512i sum[GROUPS])
                             _mm512_shuffle_i64x2(pair[0], pair[1], 0xdd));
 }
 
-/* out[h] = sum_j q(h, j) code(i, j) of up to four groups' tokens; `heads` is a constant. */
-typedef void block_fn(const int8_t *q, size_t d, const uint8_t *codes, size_t groups, __m512i out[HEADS], size_t heads,
-                      dot4_fn *dot4);
+/* out[h] = sum_j q(h, j) code(i, j) of up to four groups' tokens; where there are fewer, the first one's again. `heads` is a
+ * constant, and so is `whole`: d is a multiple of 32, and no vector has an end. */
 
 DP_INLINE void code_block(const int8_t *q, size_t d, const uint8_t *codes, size_t groups, __m512i out[HEADS],
-                          size_t heads, dot4_fn *dot4)
+                          size_t heads, int whole, dot4_fn *dot4)
 {
     const __m512i low_half = _mm512_set1_epi8(15);
     __m512i sum[HEADS][GROUPS];
@@ -47,17 +52,17 @@ DP_INLINE void code_block(const int8_t *q, size_t d, const uint8_t *codes, size_
     }
     const size_t bytes = 2 * d;
     for (size_t j = 0; j < bytes; j += VECTOR) {
-        const __mmask64 mask = first_bytes(bytes - j);
+        const __mmask64 mask = whole ? ~(__mmask64)0 : first_bytes(bytes - j);
         DP_UNROLL
         for (size_t g = 0; g < GROUPS; g++) {
-            const __m512i packed = _mm512_maskz_loadu_epi8(g < groups ? mask : 0, codes + (g < groups ? g : 0) * bytes + j);
+            const __m512i packed = _mm512_maskz_loadu_epi8(mask, codes + (g < groups ? g : 0) * bytes + j);
             const __m512i low = _mm512_and_si512(packed, low_half);
             const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_half);
             DP_UNROLL
             for (size_t h = 0; h < heads; h++) {
                 const int8_t *const x = q + h * 4 * d + j;
-                sum[h][g] = dot4(sum[h][g], low, _mm512_maskz_loadu_epi8(mask, x));
-                sum[h][g] = dot4(sum[h][g], high, _mm512_maskz_loadu_epi8(mask, x + bytes));
+                sum[h][g] = dot4(sum[h][g], low, load_queries(mask, x, whole));
+                sum[h][g] = dot4(sum[h][g], high, load_queries(mask, x + bytes, whole));
             }
         }
     }
@@ -66,7 +71,7 @@ DP_INLINE void code_block(const int8_t *q, size_t d, const uint8_t *codes, size_
 }
 
 DP_INLINE void sign_block(const int8_t *q, size_t d, const uint8_t *signs, size_t groups, __m512i out[HEADS],
-                          size_t heads, dot4_fn *dot4)
+                          size_t heads, int whole, dot4_fn *dot4)
 {
     const __m512i one = _mm512_set1_epi8(1);
     __m512i sum[HEADS][GROUPS];
@@ -77,39 +82,23 @@ DP_INLINE void sign_block(const int8_t *q, size_t d, const uint8_t *signs, size_
     }
     const size_t bytes = d / 2;
     for (size_t j = 0; j < bytes; j += VECTOR / 8) {
-        const __mmask64 mask = first_bytes(8 * (bytes - j));
-        __m512i set[GROUPS];
+        const __mmask64 mask = whole ? ~(__mmask64)0 : first_bytes(8 * (bytes - j));
         DP_UNROLL
         for (size_t g = 0; g < GROUPS; g++) {
             const uint8_t *const from = signs + (g < groups ? g : 0) * bytes + j;
             uint64_t bits = 0;
-            if (bytes - j >= sizeof bits)
+            if (whole || bytes - j >= sizeof bits)
                 memcpy(&bits, from, sizeof bits);
             else
                 memcpy(&bits, from, 4); /* d / 2 is a multiple of four */
-            set[g] = _mm512_maskz_mov_epi8(bits, one);
-        }
-        DP_UNROLL
-        for (size_t h = 0; h < heads; h++) {
-            const __m512i x = _mm512_maskz_loadu_epi8(mask, q + h * 4 * d + 8 * j);
+            const __m512i set = _mm512_maskz_mov_epi8(bits, one);
             DP_UNROLL
-            for (size_t g = 0; g < GROUPS; g++) sum[h][g] = dot4(sum[h][g], set[g], x);
+            for (size_t h = 0; h < heads; h++)
+                sum[h][g] = dot4(sum[h][g], set, load_queries(mask, q + h * 4 * d + 8 * j, whole));
         }
     }
     DP_UNROLL
     for (size_t h = 0; h < heads; h++) out[h] = fold(sum[h]);
-}
-
-/* Each number of heads a function of its own: inlined into one they would compete for registers. */
-DP_INLINE void block_of_heads(const int8_t *q, size_t d, const uint8_t *codes, size_t groups, __m512i out[HEADS],
-                              size_t heads, block_fn *block, dot4_fn *dot4)
-{
-    switch (heads) {
-    case 1: block(q, d, codes, groups, out, 1, dot4); break;
-    case 2: block(q, d, codes, groups, out, 2, dot4); break;
-    case 3: block(q, d, codes, groups, out, 3, dot4); break;
-    default: block(q, d, codes, groups, out, 4, dot4);
-    }
 }
 
 /* Tokens first .. first + 15 of those from the groups' start on: which are asked for, and how many groups they have. */
@@ -126,56 +115,97 @@ DP_INLINE window window_at(size_t first, size_t skip, size_t n)
                     left >= TOKENS ? GROUPS : (left + DP_CODE_GROUP - 1) / DP_CODE_GROUP};
 }
 
-DP_INLINE void code_logits_by(const dp_code_queries *q, const uint8_t *codes, const uint16_t *step, size_t skip, size_t n,
-                              float *out, size_t out_stride, dot4_fn *dot4)
+/* (factor * step) * (2 sum - centre) */
+DP_INLINE __m512 logits_of(__m512i sum, int32_t centre, float factor, __m512 steps)
+{
+    const __m512i centred = _mm512_sub_epi32(_mm512_slli_epi32(sum, 1), _mm512_set1_epi32(centre));
+    return _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(factor), steps), _mm512_cvtepi32_ps(centred));
+}
+
+/* The kernels for `heads` heads from number h on. */
+DP_INLINE void code_logits_of(const dp_code_queries *q, size_t h, const uint8_t *codes, const uint16_t *step, size_t skip,
+                              size_t n, float *out, size_t out_stride, size_t heads, int whole, dot4_fn *dot4)
 {
     size_t stored = 0;
-    for (size_t first = 0; first < skip + n && n; first += TOKENS) {
+    for (size_t first = 0; first < skip + n; first += TOKENS) {
         const window w = window_at(first, skip, n);
         const __m512 steps = dp_load_bf16(w.lanes, step + first);
         const size_t count = (size_t)__builtin_popcount(w.lanes);
-        for (size_t h = 0; h < q->heads; h += HEADS) {
-            const size_t heads = q->heads - h < HEADS ? q->heads - h : HEADS;
-            __m512i sums[HEADS];
-            block_of_heads(q->q + h * 4 * q->d, q->d, codes + first / DP_CODE_GROUP * 2 * q->d, w.groups, sums, heads,
-                           code_block, dot4);
-            for (size_t i = 0; i < heads; i++) {
-                const __m512i centre = _mm512_set1_epi32(15 * q->sum_of_q[h + i]);
-                const __m512i sum = _mm512_sub_epi32(_mm512_slli_epi32(sums[i], 1), centre);
-                const __m512 logits = _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(q->factor[h + i]), steps),
-                                                    _mm512_cvtepi32_ps(sum));
-                _mm512_mask_storeu_ps(out + (h + i) * out_stride + stored, dp_mask16(count),
-                                      _mm512_maskz_compress_ps(w.lanes, logits));
-            }
-        }
+        __m512i sums[HEADS];
+        code_block(q->q + h * 4 * q->d, q->d, codes + first / DP_CODE_GROUP * 2 * q->d, w.groups, sums, heads, whole,
+                   dot4);
+        DP_UNROLL
+        for (size_t i = 0; i < heads; i++)
+            _mm512_mask_storeu_ps(
+                out + (h + i) * out_stride + stored, dp_mask16(count),
+                _mm512_maskz_compress_ps(w.lanes, logits_of(sums[i], 15 * q->sum_of_q[h + i], q->factor[h + i], steps)));
         stored += count;
     }
 }
 
-DP_INLINE void sign_max_by(const dp_code_queries *q, const uint8_t *signs, const uint16_t *step, size_t skip, size_t n,
-                           float *out, dot4_fn *dot4)
+DP_INLINE void sign_max_of(const dp_code_queries *q, size_t h, const uint8_t *signs, const uint16_t *step, size_t skip,
+                           size_t n, float *out, size_t heads, int whole, dot4_fn *dot4)
 {
-    const __m512 lowest = _mm512_set1_ps(-INFINITY);
-    for (size_t h = 0; h < q->heads; h += HEADS) {
-        const size_t heads = q->heads - h < HEADS ? q->heads - h : HEADS;
-        __m512 largest[HEADS];
-        for (size_t i = 0; i < heads; i++) largest[i] = lowest;
-        for (size_t first = 0; first < skip + n && n; first += TOKENS) {
-            const window w = window_at(first, skip, n);
-            const __m512 steps = dp_load_bf16(w.lanes, step + first);
-            __m512i sums[HEADS];
-            block_of_heads(q->q + h * 4 * q->d, q->d, signs + first / DP_CODE_GROUP * (q->d / 2), w.groups, sums, heads,
-                           sign_block, dot4);
-            for (size_t i = 0; i < heads; i++) {
-                const __m512i of_all = _mm512_set1_epi32(q->sum_of_q[h + i]);
-                const __m512i sum = _mm512_sub_epi32(_mm512_slli_epi32(sums[i], 1), of_all);
-                const __m512 logits = _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(q->factor[h + i]), steps),
-                                                    _mm512_cvtepi32_ps(sum));
-                largest[i] = _mm512_mask_max_ps(largest[i], w.lanes, logits, largest[i]); /* NaN: the second */
-            }
-        }
-        for (size_t i = 0; i < heads; i++) out[h + i] = _mm512_reduce_max_ps(largest[i]);
+    __m512 largest[HEADS];
+    DP_UNROLL
+    for (size_t i = 0; i < heads; i++) largest[i] = _mm512_set1_ps(-INFINITY);
+    for (size_t first = 0; n && first < skip + n; first += TOKENS) {
+        const window w = window_at(first, skip, n);
+        const __m512 steps = dp_load_bf16(w.lanes, step + first);
+        __m512i sums[HEADS];
+        sign_block(q->q + h * 4 * q->d, q->d, signs + first / DP_CODE_GROUP * (q->d / 2), w.groups, sums, heads, whole,
+                   dot4);
+        DP_UNROLL
+        for (size_t i = 0; i < heads; i++) /* NaN: the second operand */
+            largest[i] = _mm512_mask_max_ps(largest[i], w.lanes,
+                                            logits_of(sums[i], q->sum_of_q[h + i], q->factor[h + i], steps), largest[i]);
     }
+    DP_UNROLL
+    for (size_t i = 0; i < heads; i++) out[h + i] = _mm512_reduce_max_ps(largest[i]);
 }
+
+/* Each number of heads is a function of its own: inlined into one they would compete for registers. */
+typedef void code_logits_heads_fn(const dp_code_queries *q, size_t h, const uint8_t *codes, const uint16_t *step,
+                                  size_t skip, size_t n, float *out, size_t out_stride);
+typedef void sign_max_heads_fn(const dp_code_queries *q, size_t h, const uint8_t *signs, const uint16_t *step, size_t skip,
+                               size_t n, float *out);
+
+#define DP_CODES_OF(heads, whole)                                                                                      \
+    static __attribute__((noinline)) void code_logits_##heads##_##whole(                                               \
+        const dp_code_queries *q, size_t h, const uint8_t *codes, const uint16_t *step, size_t skip, size_t n,         \
+        float *out, size_t out_stride)                                                                                 \
+    {                                                                                                                  \
+        code_logits_of(q, h, codes, step, skip, n, out, out_stride, heads, whole, dot4);                               \
+    }                                                                                                                  \
+    static __attribute__((noinline)) void sign_max_##heads##_##whole(const dp_code_queries *q, size_t h,               \
+                                                                     const uint8_t *signs, const uint16_t *step,       \
+                                                                     size_t skip, size_t n, float *out)                \
+    {                                                                                                                  \
+        sign_max_of(q, h, signs, step, skip, n, out, heads, whole, dot4);                                              \
+    }
+
+#define DP_ALL_HEADS(name, whole) {name##_1_##whole, name##_2_##whole, name##_3_##whole, name##_4_##whole}
+
+/* code_logits and sign_max of the table, by dot4(). */
+#define DP_CODES                                                                                                       \
+    DP_CODES_OF(1, 0) DP_CODES_OF(2, 0) DP_CODES_OF(3, 0) DP_CODES_OF(4, 0)                                            \
+    DP_CODES_OF(1, 1) DP_CODES_OF(2, 1) DP_CODES_OF(3, 1) DP_CODES_OF(4, 1)                                            \
+    static void code_logits(const dp_code_queries *q, const uint8_t *codes, const uint16_t *step, size_t skip,         \
+                            size_t n, float *out, size_t out_stride)                                                   \
+    {                                                                                                                  \
+        static code_logits_heads_fn *const by_heads[2][HEADS] = {DP_ALL_HEADS(code_logits, 0),                         \
+                                                                 DP_ALL_HEADS(code_logits, 1)};                        \
+        for (size_t h = 0; n && h < q->heads; h += HEADS)                                                              \
+            by_heads[q->d % 32 == 0][(q->heads - h < HEADS ? q->heads - h : HEADS) - 1](q, h, codes, step, skip, n,    \
+                                                                                        out, out_stride);              \
+    }                                                                                                                  \
+    static void sign_max(const dp_code_queries *q, const uint8_t *signs, const uint16_t *step, size_t skip, size_t n,  \
+                         float *out)                                                                                   \
+    {                                                                                                                  \
+        static sign_max_heads_fn *const by_heads[2][HEADS] = {DP_ALL_HEADS(sign_max, 0), DP_ALL_HEADS(sign_max, 1)};   \
+        for (size_t h = 0; h < q->heads; h += HEADS)                                                                   \
+            by_heads[q->d % 32 == 0][(q->heads - h < HEADS ? q->heads - h : HEADS) - 1](q, h, signs, step, skip, n,    \
+                                                                                        out);                          \
+    }
 
 #endif

@@ -1,4 +1,4 @@
-/* AVX-512 softmax: the maximum, and exponentials with their sum. */
+/* AVX-512 softmax: the maximum, exponentials with their sum, and which tokens have much of it. */
 #include "avx512.h"
 
 static float max_of(const float *x, size_t n)
@@ -43,8 +43,35 @@ static float exp_sum(float *x, size_t n, float max)
     return _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1]));
 }
 
+static void split_masses(float *x, size_t x_stride, size_t heads, size_t n, const float *max, const float *limit,
+                         uint8_t *wanted, float *left)
+{
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 mask = dp_mask16(n - i);
+        __mmask16 above = 0;
+        for (size_t h = 0; h < heads; h++) {
+            float *const at = x + h * x_stride + i;
+            const __m512 y = dp_exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, at), _mm512_set1_ps(max[h])));
+            _mm512_mask_storeu_ps(at, mask, y);
+            above |= _mm512_cmp_ps_mask(y, _mm512_set1_ps(limit[h]), _CMP_NLE_UQ);
+        }
+        _mm_mask_storeu_epi8(wanted + i, mask, _mm_maskz_set1_epi8(above, 1));
+    }
+    for (size_t h = 0; h < heads; h++) {
+        __m512 sum = _mm512_setzero_ps();
+        for (size_t i = 0; i < n; i += 16) {
+            const __mmask16 mask = dp_mask16(n - i);
+            const __m128i flags = _mm_maskz_loadu_epi8(mask, wanted + i);
+            const __mmask16 kept = mask & _mm_testn_epi8_mask(flags, flags);
+            sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(kept, x + h * x_stride + i));
+        }
+        left[h] += _mm512_reduce_add_ps(sum);
+    }
+}
+
 void dp_avx512_init_softmax(dp_kernels *k)
 {
     k->max = max_of;
     k->exp_sum = exp_sum;
+    k->split_masses = split_masses;
 }

@@ -1,4 +1,4 @@
-/* NEON softmax: the maximum, and exponentials with their sum. */
+/* NEON softmax: the maximum, exponentials with their sum, and which tokens have much of it. */
 #include "neon.h"
 
 static float max_of(const float *x, size_t n)
@@ -44,8 +44,37 @@ static float exp_sum(float *x, size_t n, float max)
     return dp_sum_lanes(vaddq_f32(vaddq_f32(sum[0], sum[1]), vaddq_f32(sum[2], sum[3])));
 }
 
+static void split_masses(float *x, size_t x_stride, size_t heads, size_t n, const float *max, const float *limit,
+                         uint8_t *wanted, float *left)
+{
+    for (size_t i = 0; i < n; i += 4) {
+        const size_t here = n - i < 4 ? n - i : 4;
+        uint32x4_t within = vdupq_n_u32(UINT32_MAX);
+        for (size_t h = 0; h < heads; h++) {
+            float *const at = x + h * x_stride + i;
+            const float32x4_t y = dp_exp(vsubq_f32(dp_load_first(at, here), vdupq_n_f32(max[h])));
+            dp_store_first(at, here, y);
+            within = vandq_u32(within, vcleq_f32(y, vdupq_n_f32(limit[h])));
+        }
+        uint32_t lanes[4];
+        vst1q_u32(lanes, within);
+        for (size_t j = 0; j < here; j++) wanted[i + j] = !lanes[j];
+    }
+    for (size_t h = 0; h < heads; h++) {
+        float32x4_t sum = vdupq_n_f32(0);
+        for (size_t i = 0; i < n; i += 4) {
+            uint32_t lanes[4] = {0}; /* those that are not there are 0, and so are their numbers */
+            for (size_t j = 0; j < 4 && i + j < n; j++) lanes[j] = wanted[i + j];
+            const uint32x4_t kept = vceqq_u32(vld1q_u32(lanes), vdupq_n_u32(0));
+            sum = vaddq_f32(sum, dp_keep(kept, dp_load_first(x + h * x_stride + i, n - i)));
+        }
+        left[h] += dp_sum_lanes(sum);
+    }
+}
+
 void dp_neon_init_softmax(dp_kernels *k)
 {
     k->max = max_of;
     k->exp_sum = exp_sum;
+    k->split_masses = split_masses;
 }

@@ -70,13 +70,14 @@ size_t dp_scan_count_tasks(const dp_head_step *h)
 /* A thread's memory. */
 typedef struct scan_scratch {
     float *base;    /* [rows] logits of the segment's mean key */
-    float *largest; /* [rows] */
+    float *largest; /* [rows] of the logits, less the centroid's */
+    float *left;    /* [rows] mass of the tokens that are not read */
     float *mass;    /* [rows][BATCH_TOKENS] */
 } scan_scratch;
 
 size_t dp_scan_scratch_bytes(const dp_step *step)
 {
-    return step->rows * (2 + BATCH_TOKENS) * sizeof(float);
+    return step->rows * (3 + BATCH_TOKENS) * sizeof(float);
 }
 
 /* Tokens of a cluster: those from number `first` of the segment on; the groups they are in. */
@@ -94,12 +95,12 @@ static void prefetch(const void *x, size_t bytes)
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)x + i, 0, 2);
 }
 
-/* What is kept of the run's tokens in so many bits a dimension, as far as a batch goes. */
-static void prefetch_bits(const dp_step *step, const uint8_t *codes, size_t bits, run r)
+/* The run's groups of so many bytes each, as far as a batch goes. */
+static void prefetch_groups(const uint8_t *codes, size_t bytes, run r)
 {
-    const size_t group = bits * step->sequence->format.key_dim / 2;
     const size_t n = r.n < BATCH_TOKENS ? r.n : BATCH_TOKENS;
-    prefetch(codes + r.first / DP_CODE_GROUP * group, (r.first % DP_CODE_GROUP + n + 3) / DP_CODE_GROUP * group);
+    const size_t groups = (r.first % DP_CODE_GROUP + n + DP_CODE_GROUP - 1) / DP_CODE_GROUP;
+    prefetch(codes + r.first / DP_CODE_GROUP * bytes, groups * bytes);
 }
 
 static dp_code_queries queries_of(const dp_step *step, const dp_head_step *h, const float *factor)
@@ -122,13 +123,12 @@ static float centroid_logit(const dp_step *step, const dp_head_step *h, const dp
 static bool may_matter(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, const scan_scratch *w)
 {
     const dp_segment *const segment = &h->head->segments[ref->segment];
-    const size_t group = step->sequence->format.key_dim / 2;
     for (size_t r = 0; r < step->rows; r++)
         if (!(h->mass[r * h->n_positions + ref->position] <= CLUSTER_SHARE * h->token_limit[r])) return true;
     const dp_code_queries q = queries_of(step, h, h->sign_factor);
     const run all = run_of(segment, ref->cluster);
-    const size_t first = all.first / DP_CODE_GROUP;
-    step->kernels->sign_max(&q, segment->signs + first * group, segment->code_step + first * DP_CODE_GROUP,
+    const size_t group = all.first / DP_CODE_GROUP;
+    step->kernels->sign_max(&q, segment->signs + group * dp_sign_bytes(&step->sequence->format), segment->code_step + group * DP_CODE_GROUP,
                             all.first % DP_CODE_GROUP, all.n, w->largest);
     float spread;
     step->kernels->to_f32[DP_BF16](&spread, segment->spread + ref->cluster, 1);
@@ -139,38 +139,32 @@ static bool may_matter(const dp_step *step, const dp_head_step *h, const dp_clus
     return false;
 }
 
-/* Marks those of a batch's tokens that are to be read, and adds the mass of the others to the clusters'. */
-static void scan_batch(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, run batch, uint8_t *wanted,
+/* Marks those of a batch's tokens that are to be read, and adds the mass of the others to w->left. */
+static void scan_batch(const dp_step *step, const dp_head_step *h, const dp_segment *segment, run batch, uint8_t *wanted,
                        const scan_scratch *w)
 {
-    const dp_kernels *const kernels = step->kernels;
-    const dp_segment *const segment = &h->head->segments[ref->segment];
     const dp_code_queries q = queries_of(step, h, h->code_factor);
-    const size_t first = batch.first / DP_CODE_GROUP, n = batch.n;
-    kernels->code_logits(&q, segment->codes + first * 2 * q.d, segment->code_step + first * DP_CODE_GROUP,
-                         batch.first % DP_CODE_GROUP, n, w->mass, BATCH_TOKENS);
-    memset(wanted, 0, n);
-    for (size_t r = 0; r < step->rows; r++) {
-        float *const mass = w->mass + r * BATCH_TOKENS;
-        kernels->exp_sum(mass, n, h->reference[r] - centroid_logit(step, h, ref, w->base, r));
-        for (size_t i = 0; i < n; i++) wanted[i] |= !(mass[i] <= h->token_limit[r]);
-    }
-    for (size_t r = 0; r < step->rows; r++) {
-        float left = 0;
-        for (size_t i = 0; i < n; i++) left += wanted[i] ? 0 : w->mass[r * BATCH_TOKENS + i];
-        h->mass[r * h->n_positions + ref->position] += left;
-    }
+    const size_t group = batch.first / DP_CODE_GROUP;
+    step->kernels->code_logits(&q, segment->codes + group * dp_code_bytes(&step->sequence->format),
+                               segment->code_step + group * DP_CODE_GROUP, batch.first % DP_CODE_GROUP, batch.n,
+                               w->mass, BATCH_TOKENS);
+    step->kernels->split_masses(w->mass, BATCH_TOKENS, step->rows, batch.n, w->largest, h->token_limit, wanted, w->left);
 }
 
 /* The tokens of a cluster one by one, in place of its estimate. */
 static void scan_cluster(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, const scan_scratch *w)
 {
-    const run all = run_of(&h->head->segments[ref->segment], ref->cluster);
-    h->flags[ref->position] |= SELECT_ESTIMATE | SELECT_SCAN;
-    for (size_t r = 0; r < step->rows; r++) h->mass[r * h->n_positions + ref->position] = 0;
+    const dp_segment *const segment = &h->head->segments[ref->segment];
+    const run all = run_of(segment, ref->cluster);
+    for (size_t r = 0; r < step->rows; r++) {
+        w->largest[r] = h->reference[r] - centroid_logit(step, h, ref, w->base, r);
+        w->left[r] = 0;
+    }
     for (size_t i = 0; i < all.n; i += BATCH_TOKENS)
-        scan_batch(step, h, ref, (run){all.first + i, all.n - i < BATCH_TOKENS ? all.n - i : BATCH_TOKENS},
+        scan_batch(step, h, segment, (run){all.first + i, all.n - i < BATCH_TOKENS ? all.n - i : BATCH_TOKENS},
                    h->wanted + ref->first_token + i, w);
+    for (size_t r = 0; r < step->rows; r++) h->mass[r * h->n_positions + ref->position] = w->left[r];
+    h->flags[ref->position] |= SELECT_ESTIMATE | SELECT_SCAN;
 }
 
 /* Logits of the mean key of a segment, where it is another than the one before. */
@@ -187,7 +181,9 @@ static void settle_base(const dp_step *step, const dp_head_step *h, uint32_t seg
  * while others are worked on. */
 void dp_scan_run(const dp_step *step, const dp_head_step *h, size_t task, float *scratch)
 {
-    const scan_scratch w = {scratch, scratch + step->rows, scratch + 2 * step->rows};
+    const dp_row_format *const f = &step->sequence->format;
+    const size_t rows = step->rows;
+    const scan_scratch w = {scratch, scratch + rows, scratch + 2 * rows, scratch + 3 * rows};
     const size_t begin = task * CLUSTERS_PER_TASK, left = h->n_scanned - begin;
     const dp_cluster_ref *const refs = h->scanned + begin;
     const size_t n = left < CLUSTERS_PER_TASK ? left : CLUSTERS_PER_TASK;
@@ -198,7 +194,7 @@ void dp_scan_run(const dp_step *step, const dp_head_step *h, size_t task, float 
         if (i < n) {
             const dp_segment *const segment = &h->head->segments[refs[i].segment];
             const run all = run_of(segment, refs[i].cluster);
-            prefetch_bits(step, segment->signs, 1, all);
+            prefetch_groups(segment->signs, dp_sign_bytes(f), all);
             prefetch(segment->code_step + all.first, all.n * sizeof *segment->code_step);
         }
         if (i < AHEAD) continue;
@@ -206,7 +202,7 @@ void dp_scan_run(const dp_step *step, const dp_head_step *h, size_t task, float 
         const dp_segment *const segment = &h->head->segments[ref->segment];
         settle_base(step, h, ref->segment, &settled, w.base);
         if (!may_matter(step, h, ref, &w)) continue;
-        prefetch_bits(step, segment->codes, 4, run_of(segment, ref->cluster));
+        prefetch_groups(segment->codes, dp_code_bytes(f), run_of(segment, ref->cluster));
         suspects[n_suspects++] = (uint8_t)(i - AHEAD);
     }
     for (size_t i = 0; i < n_suspects; i++) {

@@ -1,11 +1,14 @@
 /* max: exact. exp_sum: each exponential within 4 ulp (or 0 below an argument of -87), the sum within
- * (n + 4) 2^-24 of the sum of the exponentials that were written, which are not negative. */
+ * (n + 4) 2^-24 of the sum of the exponentials that were written, which are not negative. split_masses: the exponentials
+ * likewise, what is wanted exactly by them. */
 #include "harness.h"
 #include "oracle.h"
 
 #include <float.h>
 #include <math.h>
+#include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 
 static const char *const kinds[] = {"ordinary", "wide", "denormal", "special", "logits of 1e4", "all -Inf",
                                     "around -87", "overflow"};
@@ -33,6 +36,17 @@ static float reference_max(const float *x, size_t n)
     return largest;
 }
 
+/* exp(x - max) to 4 ulp, or 0 where it is below exp(-87). */
+static void expect_exponential(size_t i, float got, float x, float max)
+{
+    const double exact = oracle_exp(x, max);
+    if (exact < exp(-87) && got == 0)
+        return;
+    int exponent;
+    frexp(fmin(exact, FLT_MAX), &exponent); /* exact is in [2^(exponent - 1), 2^exponent) */
+    expect_near("exp", i, got, exact, 4 * ldexp(1, exponent < -125 ? -149 : exponent - 24));
+}
+
 static void check_exp_sum(const float *x, size_t n, float max)
 {
     float *results[2], sums[2];
@@ -44,13 +58,8 @@ static void check_exp_sum(const float *x, size_t n, float max)
     expect_same("sum of exp_sum", sums, sums + 1, sizeof *sums);
     double sum = 0;
     for (size_t i = 0; i < n; i++) {
-        const double exact = oracle_exp(x[i], max), got = results[0][i];
-        sum += got;
-        if (exact < exp(-87) && got == 0)
-            continue;
-        int exponent;
-        frexp(fmin(exact, FLT_MAX), &exponent); /* exact is in [2^(exponent - 1), 2^exponent) */
-        expect_near("exp", i, results[0][i], exact, 4 * ldexp(1, exponent < -125 ? -149 : exponent - 24));
+        sum += results[0][i];
+        expect_exponential(i, results[0][i], x[i], max);
     }
     expect_near("sum", 0, sums[0], sum, ((double)n + 4) * 0x1p-24 * sum);
 }
@@ -69,6 +78,61 @@ START_TEST(softmax_of_every_length)
         if (found[0] != largest || found[1] != largest)
             report_failure("max is %a and %a, expected %a", (double)found[0], (double)found[1], (double)largest);
         check_exp_sum(x, n, _i == UNDERFLOWING || _i == OVERFLOWING ? 0 : largest);
+        release_buffers();
+    }
+}
+END_TEST
+
+static void check_split(const float *x, size_t stride, size_t heads, size_t n)
+{
+    const size_t all = heads ? (heads - 1) * stride + n : 0;
+    float *const max = allocate(heads * sizeof *max), *const limit = allocate(heads * sizeof *limit);
+    float *const before = allocate(heads * sizeof *before);
+    for (size_t h = 0; h < heads; h++) {
+        const float largest = reference_max(x + h * stride, n);
+        max[h] = isfinite(largest) ? largest : 3;
+        limit[h] = random_below(5) ? 0.5f + 0.5f * random_uniform() : 0;
+        before[h] = random_uniform();
+    }
+    float *results[2], *left[2];
+    uint8_t *wanted[2];
+    for (size_t run = 0; run < 2; run++) {
+        results[run] = place(x, all * sizeof *x, run ? random_shift(4) : 0);
+        left[run] = place(before, heads * sizeof *before, run ? random_shift(4) : 0);
+        wanted[run] = place(NULL, n, run * random_shift(1));
+        kernels.split_masses(results[run], stride, heads, n, place(max, heads * sizeof *max, 0),
+                             place(limit, heads * sizeof *limit, 0), wanted[run], left[run]);
+    }
+    expect_same("split_masses", results[0], results[1], all * sizeof *x);
+    expect_same("wanted", wanted[0], wanted[1], n);
+    expect_same("left", left[0], left[1], heads * sizeof *before);
+    for (size_t i = 0; i < n; i++) {
+        bool above = false;
+        for (size_t h = 0; h < heads; h++) above |= !(results[0][h * stride + i] <= limit[h]);
+        if (wanted[0][i] != above) report_failure("wanted[%zu] is %u, must be %d", i, wanted[0][i], above);
+    }
+    for (size_t h = 0; h < heads; h++) {
+        double sum = 0;
+        for (size_t i = 0; i < n; i++) {
+            expect_exponential(h * stride + i, results[0][h * stride + i], x[h * stride + i], max[h]);
+            if (!wanted[0][i]) sum += results[0][h * stride + i];
+        }
+        expect_near("left", h, left[0][h], sum + before[h], ((double)n + 4) * 0x1p-24 * (sum + fabs((double)before[h])));
+        for (size_t i = n; i < stride && h + 1 < heads; i++)
+            if (memcmp(&results[0][h * stride + i], &x[h * stride + i], sizeof *x))
+                report_failure("x[%zu], between rows, was written", h * stride + i);
+    }
+}
+
+START_TEST(masses_of_every_length)
+{
+    start_random();
+    float x[9 * 170];
+    for (size_t n = 0; n <= 150; n++) {
+        const size_t heads = random_below(10), stride = n + random_below(20);
+        describe("split_masses of %zu rows of %zu numbers, %s", heads, n, kinds[_i]);
+        fill_logits(x, heads * stride, _i);
+        check_split(x, stride, heads, n);
         release_buffers();
     }
 }
@@ -111,6 +175,7 @@ TCase *softmax_tests(void)
 {
     TCase *const tests = tcase_create("softmax");
     tcase_add_loop_test(tests, softmax_of_every_length, 0, KINDS);
+    tcase_add_loop_test(tests, masses_of_every_length, 0, KINDS);
     tcase_add_test(tests, exp_over_its_range);
     tcase_add_test(tests, exp_of_special_values);
     return tests;
