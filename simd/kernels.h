@@ -177,12 +177,12 @@ typedef struct dp_kernels {
 
 /* CPU features as found by dp_cpu_features(): bits. */
 enum {
-    DP_CPU_AVX2 = 1u << 0,        /* AVX2, FMA, F16C and the OS saves YMM */
-    DP_CPU_AVX512 = 1u << 1,      /* AVX-512 F, BW, DQ, VL and the OS saves ZMM */
-    DP_CPU_AVX512_BF16 = 1u << 2, /* additionally AVX512_BF16 */
-    DP_CPU_AVX512_VNNI = 1u << 6, /* additionally AVX512_VNNI */
-    DP_CPU_NEON = 1u << 3,        /* Advanced SIMD */
-    DP_CPU_NEON_BF16 = 1u << 4,   /* additionally FEAT_BF16 */
+    DP_CPU_AVX2 = 1u << 0,         /* AVX2, FMA, F16C and the OS saves YMM */
+    DP_CPU_AVX512 = 1u << 1,       /* AVX-512 F, BW, DQ, VL and the OS saves ZMM */
+    DP_CPU_AVX512_BF16 = 1u << 2,  /* additionally AVX512_BF16 */
+    DP_CPU_AVX512_VNNI = 1u << 6,  /* additionally AVX512_VNNI */
+    DP_CPU_NEON = 1u << 3,         /* Advanced SIMD */
+    DP_CPU_NEON_BF16 = 1u << 4,    /* additionally FEAT_BF16 */
     DP_CPU_NEON_DOTPROD = 1u << 5, /* additionally FEAT_DotProd */
 };
 

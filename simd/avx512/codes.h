@@ -33,8 +33,7 @@ DP_INLINE __m512i fold(const __m512i sum[GROUPS])
     for (size_t p = 0; p < 2; p++)
         pair[p] = _mm512_add_epi32(_mm512_shuffle_i64x2(sum[2 * p], sum[2 * p + 1], 0x44),
                                    _mm512_shuffle_i64x2(sum[2 * p], sum[2 * p + 1], 0xee));
-    return _mm512_add_epi32(_mm512_shuffle_i64x2(pair[0], pair[1], 0x88),
-                            _mm512_shuffle_i64x2(pair[0], pair[1], 0xdd));
+    return _mm512_add_epi32(_mm512_shuffle_i64x2(pair[0], pair[1], 0x88), _mm512_shuffle_i64x2(pair[0], pair[1], 0xdd));
 }
 
 /* out[h] = sum_j q(h, j) code(i, j) of up to four groups' tokens; where there are fewer, the first one's again. `heads` is a
@@ -123,8 +122,9 @@ DP_INLINE __m512 logits_of(__m512i sum, int32_t centre, float factor, __m512 ste
 }
 
 /* The kernels for `heads` heads from number h on. */
-DP_INLINE void code_logits_of(const dp_code_queries *q, size_t h, const uint8_t *codes, const uint16_t *step, size_t skip,
-                              size_t n, float *out, size_t out_stride, size_t heads, int whole, dot4_fn *dot4)
+DP_INLINE void code_logits_of(const dp_code_queries *q, size_t h, const uint8_t *codes, const uint16_t *step,
+                              size_t skip, size_t n, float *out, size_t out_stride, size_t heads, int whole,
+                              dot4_fn *dot4)
 {
     size_t stored = 0;
     for (size_t first = 0; first < skip + n; first += TOKENS) {
@@ -136,9 +136,9 @@ DP_INLINE void code_logits_of(const dp_code_queries *q, size_t h, const uint8_t 
                    dot4);
         DP_UNROLL
         for (size_t i = 0; i < heads; i++)
-            _mm512_mask_storeu_ps(
-                out + (h + i) * out_stride + stored, dp_mask16(count),
-                _mm512_maskz_compress_ps(w.lanes, logits_of(sums[i], 15 * q->sum_of_q[h + i], q->factor[h + i], steps)));
+            _mm512_mask_storeu_ps(out + (h + i) * out_stride + stored, dp_mask16(count),
+                                  _mm512_maskz_compress_ps(
+                                      w.lanes, logits_of(sums[i], 15 * q->sum_of_q[h + i], q->factor[h + i], steps)));
         stored += count;
     }
 }
@@ -157,8 +157,8 @@ DP_INLINE void sign_max_of(const dp_code_queries *q, size_t h, const uint8_t *si
                    dot4);
         DP_UNROLL
         for (size_t i = 0; i < heads; i++) /* NaN: the second operand */
-            largest[i] = _mm512_mask_max_ps(largest[i], w.lanes,
-                                            logits_of(sums[i], q->sum_of_q[h + i], q->factor[h + i], steps), largest[i]);
+            largest[i] = _mm512_mask_max_ps(
+                largest[i], w.lanes, logits_of(sums[i], q->sum_of_q[h + i], q->factor[h + i], steps), largest[i]);
     }
     DP_UNROLL
     for (size_t i = 0; i < heads; i++) out[h + i] = _mm512_reduce_max_ps(largest[i]);
@@ -167,8 +167,8 @@ DP_INLINE void sign_max_of(const dp_code_queries *q, size_t h, const uint8_t *si
 /* Each number of heads is a function of its own: inlined into one they would compete for registers. */
 typedef void code_logits_heads_fn(const dp_code_queries *q, size_t h, const uint8_t *codes, const uint16_t *step,
                                   size_t skip, size_t n, float *out, size_t out_stride);
-typedef void sign_max_heads_fn(const dp_code_queries *q, size_t h, const uint8_t *signs, const uint16_t *step, size_t skip,
-                               size_t n, float *out);
+typedef void sign_max_heads_fn(const dp_code_queries *q, size_t h, const uint8_t *signs, const uint16_t *step,
+                               size_t skip, size_t n, float *out);
 
 #define DP_CODES_OF(heads, whole)                                                                                      \
     static __attribute__((noinline)) void code_logits_##heads##_##whole(                                               \
@@ -184,14 +184,18 @@ typedef void sign_max_heads_fn(const dp_code_queries *q, size_t h, const uint8_t
         sign_max_of(q, h, signs, step, skip, n, out, heads, whole, dot4);                                              \
     }
 
-#define DP_ALL_HEADS(name, whole) {name##_1_##whole, name##_2_##whole, name##_3_##whole, name##_4_##whole}
+#define DP_ALL_HEADS(name, whole)                                                                                      \
+    {                                                                                                                  \
+        name##_1_##whole, name##_2_##whole, name##_3_##whole, name##_4_##whole                                         \
+    }
 
 /* code_logits and sign_max of the table, by dot4(). */
 #define DP_CODES                                                                                                       \
-    DP_CODES_OF(1, 0) DP_CODES_OF(2, 0) DP_CODES_OF(3, 0) DP_CODES_OF(4, 0)                                            \
-    DP_CODES_OF(1, 1) DP_CODES_OF(2, 1) DP_CODES_OF(3, 1) DP_CODES_OF(4, 1)                                            \
-    static void code_logits(const dp_code_queries *q, const uint8_t *codes, const uint16_t *step, size_t skip,         \
-                            size_t n, float *out, size_t out_stride)                                                   \
+    DP_CODES_OF(1, 0)                                                                                                  \
+    DP_CODES_OF(2, 0) DP_CODES_OF(3, 0) DP_CODES_OF(4, 0) DP_CODES_OF(1, 1) DP_CODES_OF(2, 1) DP_CODES_OF(3, 1)        \
+        DP_CODES_OF(4, 1) static void                                                                                  \
+        code_logits(const dp_code_queries *q, const uint8_t *codes, const uint16_t *step, size_t skip, size_t n,       \
+                    float *out, size_t out_stride)                                                                     \
     {                                                                                                                  \
         static code_logits_heads_fn *const by_heads[2][HEADS] = {DP_ALL_HEADS(code_logits, 0),                         \
                                                                  DP_ALL_HEADS(code_logits, 1)};                        \

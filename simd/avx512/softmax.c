@@ -5,8 +5,7 @@ static float max_of(const float *x, size_t n)
 {
     __m512 largest[4];
     DP_UNROLL
-    for (size_t v = 0; v < 4; v++)
-        largest[v] = _mm512_set1_ps(-INFINITY);
+    for (size_t v = 0; v < 4; v++) largest[v] = _mm512_set1_ps(-INFINITY);
     size_t i = 0;
     for (; i + 64 <= n; i += 64) {
         DP_UNROLL
@@ -17,8 +16,8 @@ static float max_of(const float *x, size_t n)
         const __mmask16 mask = dp_mask16(n - i);
         largest[0] = _mm512_mask_max_ps(largest[0], mask, _mm512_maskz_loadu_ps(mask, x + i), largest[0]);
     }
-    return _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(largest[0], largest[1]),
-                                              _mm512_max_ps(largest[2], largest[3])));
+    return _mm512_reduce_max_ps(
+        _mm512_max_ps(_mm512_max_ps(largest[0], largest[1]), _mm512_max_ps(largest[2], largest[3])));
 }
 
 static float exp_sum(float *x, size_t n, float max)

@@ -66,8 +66,8 @@ DP_INLINE float32x4_t group_logits(const dp_code_queries *q, size_t h, int32x4_t
     return vmulq_f32(vmulq_f32(vdupq_n_f32(q->factor[h]), units), vcvtq_f32_s32(sum));
 }
 
-DP_INLINE void code_logits_by(const dp_code_queries *q, const uint8_t *codes, const uint16_t *step, size_t skip, size_t n,
-                              float *out, size_t out_stride, dot4 by)
+DP_INLINE void code_logits_by(const dp_code_queries *q, const uint8_t *codes, const uint16_t *step, size_t skip,
+                              size_t n, float *out, size_t out_stride, dot4 by)
 {
     for (size_t first = 0; first < skip + n && n; first += DP_CODE_GROUP, codes += 2 * q->d) {
         const window w = window_at(first, skip, n);

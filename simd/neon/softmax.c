@@ -5,18 +5,14 @@ static float max_of(const float *x, size_t n)
 {
     float32x4_t largest[4];
     DP_UNROLL
-    for (size_t v = 0; v < 4; v++)
-        largest[v] = vdupq_n_f32(-INFINITY);
+    for (size_t v = 0; v < 4; v++) largest[v] = vdupq_n_f32(-INFINITY);
     size_t i = 0;
     for (; i + 16 <= n; i += 16) {
         DP_UNROLL
-        for (size_t v = 0; v < 4; v++)
-            largest[v] = dp_larger(largest[v], vld1q_f32(x + i + 4 * v));
+        for (size_t v = 0; v < 4; v++) largest[v] = dp_larger(largest[v], vld1q_f32(x + i + 4 * v));
     }
-    for (; i + 4 <= n; i += 4)
-        largest[0] = dp_larger(largest[0], vld1q_f32(x + i));
-    for (; i < n; i++)
-        largest[1] = dp_larger(largest[1], vld1q_dup_f32(x + i));
+    for (; i + 4 <= n; i += 4) largest[0] = dp_larger(largest[0], vld1q_f32(x + i));
+    for (; i < n; i++) largest[1] = dp_larger(largest[1], vld1q_dup_f32(x + i));
     return vmaxvq_f32(vmaxq_f32(vmaxq_f32(largest[0], largest[1]), vmaxq_f32(largest[2], largest[3])));
 }
 
@@ -25,8 +21,7 @@ static float exp_sum(float *x, size_t n, float max)
     const float32x4_t origin = vdupq_n_f32(max == -INFINITY ? 0 : max);
     float32x4_t sum[4];
     DP_UNROLL
-    for (size_t v = 0; v < 4; v++)
-        sum[v] = vdupq_n_f32(0);
+    for (size_t v = 0; v < 4; v++) sum[v] = vdupq_n_f32(0);
     size_t i = 0;
     for (; i + 16 <= n; i += 16) {
         DP_UNROLL

@@ -7,8 +7,7 @@ static float max_of(const float *x, size_t n)
 {
     float largest = -INFINITY;
     for (size_t i = 0; i < n; i++)
-        if (x[i] > largest)
-            largest = x[i];
+        if (x[i] > largest) largest = x[i];
     return largest;
 }
 

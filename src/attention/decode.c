@@ -100,9 +100,9 @@ static void plan_step(dp_step *step)
             memcpy(q + i * group * dim, step->q + (i * s->config.n_query_heads + h * group) * dim,
                    group * dim * sizeof *q);
         for (size_t r = 0; r < step->rows; r++)
-            head->variance[r] = s->scale * s->scale *
-                                dp_queries_offset(&head->head->queries, step->kernels, dim, q + r * dim,
-                                                  head->offset + r * dim);
+            head->variance[r] =
+                s->scale * s->scale *
+                dp_queries_offset(&head->head->queries, step->kernels, dim, q + r * dim, head->offset + r * dim);
         dp_pieces_exact(step, head);
         if (step->sparse) dp_score_plan(step, h, &next_task);
     }
@@ -265,7 +265,8 @@ static void run_scans(const worker *w)
 {
     task_source source = start_stage(STAGE_SCAN, count_scans);
     unit u;
-    for (size_t task; take_task(w, &source, &u, &task);) dp_scan_run(u.step, &u.step->heads[u.kv_head], task, w->scratch);
+    for (size_t task; take_task(w, &source, &u, &task);)
+        dp_scan_run(u.step, &u.step->heads[u.kv_head], task, w->scratch);
 }
 
 static size_t count_rows(const dp_step *step, size_t h)

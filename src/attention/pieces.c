@@ -151,7 +151,8 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
             uint32_t read = 0;
             if (!flags[c]) continue;
             if ((flags[c] & (SELECT_LOOK | SELECT_REFINE)) == SELECT_LOOK)
-                h->counts.bytes_codes += dp_segment_groups(segment, c) * dp_sign_bytes(f) + size * sizeof *segment->code_step;
+                h->counts.bytes_codes +=
+                    dp_segment_groups(segment, c) * dp_sign_bytes(f) + size * sizeof *segment->code_step;
             if (flags[c] & SELECT_REFINE) {
                 add_cluster(f, h, segment, c);
                 read = size;

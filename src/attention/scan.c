@@ -5,7 +5,11 @@
 
 #include "attention/step.h"
 
-enum { CLUSTERS_PER_TASK = 32, BATCH_TOKENS = 64, AHEAD = 4 /* clusters whose signs are fetched before they are needed */ };
+enum {
+    CLUSTERS_PER_TASK = 32,
+    BATCH_TOKENS = 64,
+    AHEAD = 4 /* clusters whose signs are fetched before they are needed */
+};
 
 /* Tokens with a larger share of the mass than TOKEN_SHARE * epsilon^2 are read, for any query row. Values of different tokens
  * are independent: those left out, each with a share m of at most that, add up to a squared error of at most
@@ -128,8 +132,8 @@ static bool may_matter(const dp_step *step, const dp_head_step *h, const dp_clus
     const dp_code_queries q = queries_of(step, h, h->sign_factor);
     const run all = run_of(segment, ref->cluster);
     const size_t group = all.first / DP_CODE_GROUP;
-    step->kernels->sign_max(&q, segment->signs + group * dp_sign_bytes(&step->sequence->format), segment->code_step + group * DP_CODE_GROUP,
-                            all.first % DP_CODE_GROUP, all.n, w->largest);
+    step->kernels->sign_max(&q, segment->signs + group * dp_sign_bytes(&step->sequence->format),
+                            segment->code_step + group * DP_CODE_GROUP, all.first % DP_CODE_GROUP, all.n, w->largest);
     float spread;
     step->kernels->to_f32[DP_BF16](&spread, segment->spread + ref->cluster, 1);
     for (size_t r = 0; r < step->rows; r++) {
@@ -140,15 +144,16 @@ static bool may_matter(const dp_step *step, const dp_head_step *h, const dp_clus
 }
 
 /* Marks those of a batch's tokens that are to be read, and adds the mass of the others to w->left. */
-static void scan_batch(const dp_step *step, const dp_head_step *h, const dp_segment *segment, run batch, uint8_t *wanted,
-                       const scan_scratch *w)
+static void scan_batch(const dp_step *step, const dp_head_step *h, const dp_segment *segment, run batch,
+                       uint8_t *wanted, const scan_scratch *w)
 {
     const dp_code_queries q = queries_of(step, h, h->code_factor);
     const size_t group = batch.first / DP_CODE_GROUP;
     step->kernels->code_logits(&q, segment->codes + group * dp_code_bytes(&step->sequence->format),
                                segment->code_step + group * DP_CODE_GROUP, batch.first % DP_CODE_GROUP, batch.n,
                                w->mass, BATCH_TOKENS);
-    step->kernels->split_masses(w->mass, BATCH_TOKENS, step->rows, batch.n, w->largest, h->token_limit, wanted, w->left);
+    step->kernels->split_masses(w->mass, BATCH_TOKENS, step->rows, batch.n, w->largest, h->token_limit, wanted,
+                                w->left);
 }
 
 /* The tokens of a cluster one by one, in place of its estimate. */
@@ -174,7 +179,8 @@ static void settle_base(const dp_step *step, const dp_head_step *h, uint32_t seg
     *settled = segment;
     const size_t dim = step->sequence->format.key_dim;
     const float *const mean = h->head->segments[segment].mean_key;
-    for (size_t r = 0; r < step->rows; r++) base[r] = step->sequence->scale * step->kernels->dot(h->q + r * dim, mean, dim);
+    for (size_t r = 0; r < step->rows; r++)
+        base[r] = step->sequence->scale * step->kernels->dot(h->q + r * dim, mean, dim);
 }
 
 /* First the signs of all clusters, then the codes of those that they do not acquit: both are on their way from memory

@@ -61,15 +61,15 @@ typedef struct dp_head_step {
     uint32_t first_task, n_tasks; /* its score tasks */
     dp_piece *pieces;
     size_t n_pieces, pieces_capacity;
-    int8_t *codes;         /* [rows][key_dim][DP_CODE_GROUP] the queries for the scan, see dp_code_queries, in units of */
+    int8_t *codes; /* [rows][key_dim][DP_CODE_GROUP] the queries for the scan, see dp_code_queries, in units of */
     float *code_factor, *sign_factor; /* [rows] scale included */
-    int32_t *sum_of_codes; /* [rows] */
-    float *total;          /* [rows] T, in units of exp(reference) */
-    float *token_limit;    /* [rows] mass above which a scanned token is read */
-    float *logit_limit;    /* [rows] the logit that has this mass */
-    dp_cluster_ref *scanned; /* clusters to be looked at */
+    int32_t *sum_of_codes;            /* [rows] */
+    float *total;                     /* [rows] T, in units of exp(reference) */
+    float *token_limit;               /* [rows] mass above which a scanned token is read */
+    float *logit_limit;               /* [rows] the logit that has this mass */
+    dp_cluster_ref *scanned;          /* clusters to be looked at */
     size_t n_scanned;
-    uint8_t *wanted;       /* [clustered tokens] by first_token: 1 where a token of a scanned cluster is to be read */
+    uint8_t *wanted; /* [clustered tokens] by first_token: 1 where a token of a scanned cluster is to be read */
     dp_cluster_ref *estimated; /* contribute by their mean value */
     size_t n_estimated;
     dp_item *items;

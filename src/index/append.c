@@ -49,7 +49,7 @@ static const dp_segment *extended(const dp_sequence *s, const dp_head *head, siz
 {
     if (!tokens || !head->n_segments) return NULL;
     const dp_segment *const last = &head->segments[head->n_segments - 1];
-    const bool small = last->n_tokens < (size_t)DP_PANEL * s->config.tokens_per_cluster;
+    const bool small = last->n_tokens < DP_PANEL * dp_build_cluster_tokens(&s->config, last->first_token);
     return small && last->n_tokens + tokens <= s->config.segment_tokens ? last : NULL;
 }
 
@@ -151,7 +151,7 @@ static bool plan_segment(build_job *job, uint64_t first_token, size_t n, build_t
 {
     const dp_sequence *const s = job->sequence;
     if (!dp_segment_alloc(&task.head->segments[task.segment], s->arenas[task.head->arena], &s->format, first_token, n,
-                          dp_build_clusters(&s->config, n)))
+                          dp_build_clusters(&s->config, first_token, n)))
         return false;
     job->tasks[job->n_tasks++] = task;
     return true;

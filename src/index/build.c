@@ -29,15 +29,26 @@ typedef struct build {
     float *row;                       /* likewise */
 } build;
 
-size_t dp_build_clusters(const dp_sequence_config *config, size_t n_tokens)
+/* From where on clusters grow, and to what. */
+enum { GROWTH_START = 32768, MOST_CLUSTER_TOKENS = 256 };
+
+size_t dp_build_cluster_tokens(const dp_sequence_config *config, uint64_t first_token)
 {
-    const size_t n = (n_tokens + config->tokens_per_cluster - 1) / config->tokens_per_cluster;
+    if (first_token <= GROWTH_START) return config->tokens_per_cluster;
+    const double factor = pow((double)first_token / GROWTH_START, (double)config->cluster_growth);
+    const double n = floor((double)config->tokens_per_cluster * factor);
+    return n < MOST_CLUSTER_TOKENS ? (size_t)n : MOST_CLUSTER_TOKENS;
+}
+
+size_t dp_build_clusters(const dp_sequence_config *config, uint64_t first_token, size_t n_tokens)
+{
+    const size_t most = dp_build_cluster_tokens(config, first_token), n = (n_tokens + most - 1) / most;
     return n ? n : 1;
 }
 
-static build carve(const dp_sequence *s, size_t n, dp_scratch *scratch)
+static build carve(const dp_sequence *s, uint64_t first_token, size_t n, dp_scratch *scratch)
 {
-    const size_t n_clusters = dp_build_clusters(&s->config, n);
+    const size_t n_clusters = dp_build_clusters(&s->config, first_token, n);
     const size_t widest = s->format.key_dim > s->format.value_dim ? s->format.key_dim : s->format.value_dim;
     build b = {.n_outliers = (size_t)((float)n_clusters * s->config.outlier_share)};
     b.kmeans = (dp_kmeans){.kernels = &s->runtime->kernels,
@@ -62,7 +73,7 @@ static build carve(const dp_sequence *s, size_t n, dp_scratch *scratch)
 size_t dp_build_scratch_bytes(const dp_sequence *sequence, size_t n_tokens)
 {
     dp_scratch empty = {0};
-    carve(sequence, n_tokens, &empty);
+    carve(sequence, 0, n_tokens, &empty); /* no segment has more clusters than one at the start */
     return empty.used;
 }
 
@@ -259,7 +270,8 @@ static void store_codes(const dp_sequence *s, const build *b, dp_segment *seg, u
         s->runtime->kernels.to_f32[DP_BF16](&step, seg->code_step + i, 1);
         const float inverse = step > 0 && isfinite(1.0f / step) ? 1.0f / step : 0.0f;
         const size_t group = i / DP_CODE_GROUP, t = i % DP_CODE_GROUP;
-        uint8_t *const code = seg->codes + group * dp_code_bytes(f), *const signs = seg->signs + group * dp_sign_bytes(f);
+        uint8_t *const code = seg->codes + group * dp_code_bytes(f), *const signs =
+                                                                         seg->signs + group * dp_sign_bytes(f);
         for (size_t j = 0; j < dim; j++) {
             const size_t place = dp_code_place(j, t);
             signs[place / 8] |= (uint8_t)((b->row[j] > 0) << place % 8);
@@ -347,7 +359,7 @@ static bool describe_cluster(const dp_sequence *s, const dp_queries *queries, bu
 bool dp_build_segment(const dp_sequence *s, const dp_queries *queries, dp_segment *seg, const char *k, const char *v,
                       dp_scratch *scratch)
 {
-    build b = carve(s, seg->n_tokens, scratch);
+    build b = carve(s, seg->first_token, seg->n_tokens, scratch);
     b.keys = k;
     b.values = v;
     if (s->format.has_codes) clear_codes(&s->format, seg);

@@ -5,10 +5,11 @@
 #include "kv/sequence.h"
 #include "memory/scratch.h"
 
-/* Clusters for n tokens, single tokens included. */
-size_t dp_build_clusters(const dp_sequence_config *config, size_t n_tokens);
+/* Tokens per cluster of a segment that begins at a token, and clusters for its n tokens, single tokens included. */
+size_t dp_build_cluster_tokens(const dp_sequence_config *config, uint64_t first_token);
+size_t dp_build_clusters(const dp_sequence_config *config, uint64_t first_token, size_t n_tokens);
 
-/* Bytes of scratch that dp_build_segment needs for up to n_tokens. */
+/* Bytes of scratch that dp_build_segment needs for up to n_tokens, wherever they begin. */
 size_t dp_build_scratch_bytes(const dp_sequence *sequence, size_t n_tokens);
 
 /* The statistics of a cluster, with x = L'k and y0 of the head's queries (kv/queries.h; x = k and y0 = 0 without): token

@@ -16,32 +16,32 @@
 typedef struct dp_segment {
     uint64_t first_token;
     uint32_t n_tokens;
-    uint32_t n_clusters;   /* 0: stale */
-    uint32_t room;         /* clusters that there is room for: the layout is theirs, and k-means may leave some empty */
-    uint32_t n_panels;     /* of DP_PANEL centroids; the last is padded with clusters of size 0 */
-    float *mean_key;       /* [key_dim], of the segment's tokens: the centroids' origin */
-    int8_t *panels;        /* centroids less mean_key, laid out as score_panels wants them */
-    uint16_t *size;        /* bf16 [n_panels * DP_PANEL] tokens in the cluster; with known queries, how many of them
+    uint32_t n_clusters; /* 0: stale */
+    uint32_t room;       /* clusters that there is room for: the layout is theirs, and k-means may leave some empty */
+    uint32_t n_panels;   /* of DP_PANEL centroids; the last is padded with clusters of size 0 */
+    float *mean_key;     /* [key_dim], of the segment's tokens: the centroids' origin */
+    int8_t *panels;      /* centroids less mean_key, laid out as score_panels wants them */
+    uint16_t *size;      /* bf16 [n_panels * DP_PANEL] tokens in the cluster; with known queries, how many of them
                               count: exp(entropy of the tokens' weights). See index/build.h */
-    uint16_t *spread;      /* bf16 likewise: dispersion, mean over tokens and dimensions of (k - centroid)^2,
+    uint16_t *spread;    /* bf16 likewise: dispersion, mean over tokens and dimensions of (k - centroid)^2,
                               rounding to int8 included */
-    uint16_t *limit;       /* bf16 likewise: sqrt(2 log size): up to so many standard deviations a cluster's mass grows
+    uint16_t *limit;     /* bf16 likewise: sqrt(2 log size): up to so many standard deviations a cluster's mass grows
                               like a normal distribution's, see cluster_logits in simd/kernels.h */
-    int8_t *mean_values;   /* [n_clusters][value_dim], in units of */
-    float *mean_step;      /* [n_clusters] */
-    bool has_slope;        /* long segments only: it would outweigh a short one's means */
-    int8_t *slope;         /* [key_dim][value_dim] mean over tokens, clusters of one left out, of (k - centroid)(v - mean
+    int8_t *mean_values; /* [n_clusters][value_dim], in units of */
+    float *mean_step;    /* [n_clusters] */
+    bool has_slope;      /* long segments only: it would outweigh a short one's means */
+    int8_t *slope;       /* [key_dim][value_dim] mean over tokens, clusters of one left out, of (k - centroid)(v - mean
                               value)', keys in the queries' metric; row i in units of */
-    float *slope_step;     /* [key_dim] */
-    uint8_t *codes;        /* where the format has codes: keys less their cluster's centroid, in four bits, in cluster
+    float *slope_step;   /* [key_dim] */
+    uint8_t *codes;      /* where the format has codes: keys less their cluster's centroid, in four bits, in cluster
                               order and in groups of DP_CODE_GROUP tokens as code_logits wants them, in units of */
-    uint16_t *code_step;   /* bf16 [n_tokens] */
-    uint8_t *signs;        /* of the same, likewise, as sign_max wants them */
-    uint32_t *offset;      /* [n_clusters + 1] first row of the cluster, in rows of the segment */
-    uint16_t *token;       /* [n_tokens] token number less first_token, in cluster order */
+    uint16_t *code_step; /* bf16 [n_tokens] */
+    uint8_t *signs;      /* of the same, likewise, as sign_max wants them */
+    uint32_t *offset;    /* [n_clusters + 1] first row of the cluster, in rows of the segment */
+    uint16_t *token;     /* [n_tokens] token number less first_token, in cluster order */
     atomic_size_t *holders; /* sequences that have the segment; the last part, and alone not of the segment itself */
-    char *rows;            /* the clusters' runs; NULL where they are borrowed */
-    char *index;           /* all of the above */
+    char *rows;             /* the clusters' runs; NULL where they are borrowed */
+    char *index;            /* all of the above */
     size_t row_bytes, index_bytes; /* pieces of the arena, the two one after the other where they come from a file */
 } dp_segment;
 

@@ -21,6 +21,7 @@ void dp_sequence_config_init(dp_sequence_config *config)
     config->sink = 4;
     config->window = 64;
     config->tokens_per_cluster = 24;
+    config->cluster_growth = 0.5f;
     config->segment_tokens = 8192;
     config->pending_tokens = 1024;
     config->iterations = 8;
@@ -29,6 +30,17 @@ void dp_sequence_config_init(dp_sequence_config *config)
     config->query_metric = 0.5f;
     config->query_origin = 1.0f;
     config->key_codes = 1;
+}
+
+void dp_sequence_config_init_paper(dp_sequence_config *config)
+{
+    dp_sequence_config_init(config);
+    config->cluster_growth = 0;
+    config->outlier_share = 0;
+    config->clustering = DP_CLUSTERING_SPHERICAL;
+    config->query_metric = 0;
+    config->query_origin = 0;
+    config->key_codes = 0;
 }
 
 static dp_status check_config(dp_runtime *rt, const dp_sequence_config *c)
@@ -69,6 +81,9 @@ static dp_status check_config(dp_runtime *rt, const dp_sequence_config *c)
     if (!(c->outlier_share >= 0 && c->outlier_share <= 0.5f))
         return dp_fail(rt, DP_ERR_INVALID, "dp_sequence_create: outlier_share is %g, must be in [0, 0.5]",
                        (double)c->outlier_share);
+    if (!(c->cluster_growth >= 0 && c->cluster_growth <= 1))
+        return dp_fail(rt, DP_ERR_INVALID, "dp_sequence_create: cluster_growth is %g, must be in [0, 1]",
+                       (double)c->cluster_growth);
     if (!(c->query_metric >= 0 && c->query_metric <= 0.99f) || !(c->query_origin >= 0 && c->query_origin <= 1))
         return dp_fail(rt, DP_ERR_INVALID,
                        "dp_sequence_create: query_metric is %g, must be in [0, 0.99]; query_origin is %g, in [0, 1]",
@@ -253,8 +268,9 @@ dp_status dp_sequence_get_config(const dp_sequence *s, dp_sequence_config *confi
 {
     if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_sequence_get_config: sequence is NULL");
     if (!DP_STRUCT_OUT(config, &s->config))
-        return dp_fail(s->runtime, DP_ERR_INVALID,
-                       "dp_sequence_get_config: config is NULL or its struct_size is wrong; call dp_sequence_config_init first");
+        return dp_fail(
+            s->runtime, DP_ERR_INVALID,
+            "dp_sequence_get_config: config is NULL or its struct_size is wrong; call dp_sequence_config_init first");
     return DP_OK;
 }
 

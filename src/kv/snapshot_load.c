@@ -183,6 +183,7 @@ static dp_status compare_config(const loader *l, const dp_sequence_config *expec
                   FIELD(window, false),
                   FIELD(segment_tokens, false),
                   FIELD(tokens_per_cluster, false),
+                  FIELD(cluster_growth, true),
                   FIELD(pending_tokens, false),
                   FIELD(iterations, false),
                   FIELD(outlier_share, true),

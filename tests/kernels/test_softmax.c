@@ -10,8 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const kinds[] = {"ordinary", "wide", "denormal", "special", "logits of 1e4", "all -Inf",
-                                    "around -87", "overflow"};
+static const char *const kinds[] = {"ordinary",      "wide",     "denormal",   "special",
+                                    "logits of 1e4", "all -Inf", "around -87", "overflow"};
 enum { LOGITS = CONTENTS_COUNT, MASKED, UNDERFLOWING, OVERFLOWING, KINDS };
 
 static void fill_logits(float *x, size_t n, int kind)
@@ -22,8 +22,8 @@ static void fill_logits(float *x, size_t n, int kind)
     }
     for (size_t i = 0; i < n; i++)
         x[i] = kind == LOGITS         ? random_uniform() * 1e4f
-             : kind == MASKED         ? -INFINITY
-             : kind == UNDERFLOWING   ? -87 + random_uniform() * 20
+               : kind == MASKED       ? -INFINITY
+               : kind == UNDERFLOWING ? -87 + random_uniform() * 20
                                       : 88 + random_uniform() * 2;
 }
 
@@ -31,8 +31,7 @@ static float reference_max(const float *x, size_t n)
 {
     float largest = -INFINITY;
     for (size_t i = 0; i < n; i++)
-        if (!isnan(x[i]) && x[i] > largest)
-            largest = x[i];
+        if (!isnan(x[i]) && x[i] > largest) largest = x[i];
     return largest;
 }
 
@@ -40,8 +39,7 @@ static float reference_max(const float *x, size_t n)
 static void expect_exponential(size_t i, float got, float x, float max)
 {
     const double exact = oracle_exp(x, max);
-    if (exact < exp(-87) && got == 0)
-        return;
+    if (exact < exp(-87) && got == 0) return;
     int exponent;
     frexp(fmin(exact, FLT_MAX), &exponent); /* exact is in [2^(exponent - 1), 2^exponent) */
     expect_near("exp", i, got, exact, 4 * ldexp(1, exponent < -125 ? -149 : exponent - 24));
@@ -117,7 +115,8 @@ static void check_split(const float *x, size_t stride, size_t heads, size_t n)
             expect_exponential(h * stride + i, results[0][h * stride + i], x[h * stride + i], max[h]);
             if (!wanted[0][i]) sum += results[0][h * stride + i];
         }
-        expect_near("left", h, left[0][h], sum + before[h], ((double)n + 4) * 0x1p-24 * (sum + fabs((double)before[h])));
+        expect_near("left", h, left[0][h], sum + before[h],
+                    ((double)n + 4) * 0x1p-24 * (sum + fabs((double)before[h])));
         for (size_t i = n; i < stride && h + 1 < heads; i++)
             if (memcmp(&results[0][h * stride + i], &x[h * stride + i], sizeof *x))
                 report_failure("x[%zu], between rows, was written", h * stride + i);
@@ -157,7 +156,8 @@ END_TEST
 START_TEST(exp_of_special_values)
 {
     describe("exp_sum of special values");
-    const float x[] = {0, -0.0f, -INFINITY, INFINITY, NAN, 1, -1e30f, 1e30f, FLT_MAX, -FLT_MAX, FLT_TRUE_MIN, -104, -87};
+    const float x[] = {0,     -0.0f,   -INFINITY, INFINITY,     NAN,  1,  -1e30f,
+                       1e30f, FLT_MAX, -FLT_MAX,  FLT_TRUE_MIN, -104, -87};
     const size_t n = sizeof x / sizeof *x;
     check_exp_sum(x, n, 0);
     check_exp_sum(x, n, -INFINITY);
@@ -166,8 +166,7 @@ START_TEST(exp_of_special_values)
     release_buffers();
     float zeros[] = {0, -0.0f};
     kernels.exp_sum(zeros, 2, 0);
-    if (zeros[0] != 1 || zeros[1] != 1)
-        report_failure("exp(0) is %a", (double)zeros[0]);
+    if (zeros[0] != 1 || zeros[1] != 1) report_failure("exp(0) is %a", (double)zeros[0]);
 }
 END_TEST
 

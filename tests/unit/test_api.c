@@ -71,12 +71,12 @@ START_TEST(sequence_config_errors)
     dp_runtime *const rt = runtime_with(1, DP_ISA_AUTO);
     dp_sequence *s = (dp_sequence *)1;
     dp_sequence_config c;
-#define REFUSED(field, value, words)                                                        \
-    do {                                                                                    \
-        dp_sequence_config_init(&c);                                                        \
-        c.field = value;                                                                    \
-        expect(rt, dp_sequence_create(rt, &c, &s), DP_ERR_INVALID, words);                  \
-        ck_assert_ptr_null(s);                                                              \
+#define REFUSED(field, value, words)                                                                                   \
+    do {                                                                                                               \
+        dp_sequence_config_init(&c);                                                                                   \
+        c.field = value;                                                                                               \
+        expect(rt, dp_sequence_create(rt, &c, &s), DP_ERR_INVALID, words);                                             \
+        ck_assert_ptr_null(s);                                                                                         \
     } while (0)
     REFUSED(n_layers, 0, "n_layers is 0");
     REFUSED(n_query_heads, 0, "n_query_heads");
@@ -92,6 +92,8 @@ START_TEST(sequence_config_errors)
     REFUSED(pending_tokens, 1, "pending_tokens");
     REFUSED(iterations, 0, "iterations");
     REFUSED(outlier_share, 0.6f, "outlier_share");
+    REFUSED(cluster_growth, 1.1f, "cluster_growth");
+    REFUSED(cluster_growth, NAN, "cluster_growth");
     REFUSED(outlier_share, NAN, "outlier_share");
     REFUSED(clustering, (dp_clustering)5, "clustering");
     REFUSED(struct_size, 1000, "struct_size");
@@ -138,11 +140,11 @@ START_TEST(refused_calls_change_nothing)
     expect(rt, dp_sequence_read(s, 0, 2, 0, 1, NULL, NULL), DP_ERR_INVALID, "KV head 2");
     expect(rt, dp_sequence_set_dense(s, 1, 1), DP_ERR_INVALID, "layer 1");
     dp_attention_params p;
-#define REFUSED(field, value, words)                                                              \
-    do {                                                                                          \
-        dp_attention_params_init(&p);                                                             \
-        p.field = value;                                                                          \
-        expect(rt, dp_decode(s, 0, 1, q, &p, again, NULL, NULL), DP_ERR_INVALID, words);          \
+#define REFUSED(field, value, words)                                                                                   \
+    do {                                                                                                               \
+        dp_attention_params_init(&p);                                                                                  \
+        p.field = value;                                                                                               \
+        expect(rt, dp_decode(s, 0, 1, q, &p, again, NULL, NULL), DP_ERR_INVALID, words);                               \
     } while (0)
     REFUSED(p1, 1.5f, "p1 is 1.5");
     REFUSED(p1, NAN, "p1");

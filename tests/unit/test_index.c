@@ -29,7 +29,9 @@ typedef struct asked {
 
 static asked asked_of(const float *q, size_t n, size_t dim, double share)
 {
-    asked a = {.scale = 1 / sqrt((double)dim), .mean = calloc(dim, sizeof(double)), .metric = calloc(dim * dim, sizeof(double))};
+    asked a = {.scale = 1 / sqrt((double)dim),
+               .mean = calloc(dim, sizeof(double)),
+               .metric = calloc(dim * dim, sizeof(double))};
     double trace = 0;
     for (size_t r = 0; r < n; r++)
         for (size_t i = 0; i < dim; i++) {
@@ -56,8 +58,10 @@ static expected_cluster expected_of(const dp_segment *seg, const cache *c, size_
     double *const weight = calloc(n, sizeof *weight);
     double sum = 0, entropy = 0, difference[512];
     const size_t kd = c->key_dim, vd = c->value_dim;
-#define KEY(i, j) ((double)c->k[((seg->first_token + seg->token[seg->offset[cl] + (i)]) * c->n_kv_heads + kv_head) * kd + (j)])
-#define VALUE(i, j) ((double)c->v[((seg->first_token + seg->token[seg->offset[cl] + (i)]) * c->n_kv_heads + kv_head) * vd + (j)])
+#define KEY(i, j)                                                                                                      \
+    ((double)c->k[((seg->first_token + seg->token[seg->offset[cl] + (i)]) * c->n_kv_heads + kv_head) * kd + (j)])
+#define VALUE(i, j)                                                                                                    \
+    ((double)c->v[((seg->first_token + seg->token[seg->offset[cl] + (i)]) * c->n_kv_heads + kv_head) * vd + (j)])
     for (uint32_t i = 0; i < n; i++) {
         double logit = 0;
         for (size_t j = 0; a && j < kd; j++) logit += a->scale * a->mean[j] * (KEY(i, j) - KEY(0, j));
@@ -94,7 +98,8 @@ static void check_segment(const dp_segment *seg, const dp_row_format *f, const c
         rows += n;
         const expected_cluster e = expected_of(seg, c, kv_head, cl, a);
         ck_assert_double_eq_tol((double)bf16(seg->size[cl]), e.size, e.size / 250);
-                ck_assert_double_eq_tol((double)bf16(seg->limit[cl]), sqrt(2 * log(e.size)), sqrt(2 * log(e.size)) / 100 + 1e-3);
+        ck_assert_double_eq_tol((double)bf16(seg->limit[cl]), sqrt(2 * log(e.size)),
+                                sqrt(2 * log(e.size)) / 100 + 1e-3);
         const int8_t *const panel = seg->panels + cl / DP_PANEL * dp_panel_bytes(f->key_dim);
         const float step = ((const float *)(const void *)(panel + DP_PANEL * f->key_dim))[cl % DP_PANEL];
         const double spread = e.spread + (double)step * (double)step / 12;
@@ -136,8 +141,10 @@ enum { N_ASKED = 20 };
 static float *ask(dp_sequence *s, rng *r)
 {
     const size_t heads = s->config.n_query_heads, group = s->group, dim = s->config.key_dim;
-    float *const q = malloc((N_ASKED + 1) * heads * dim * sizeof *q), *const by_head = malloc(N_ASKED * heads * dim * sizeof *q);
-    for (size_t i = 0; i < (N_ASKED + 1) * heads * dim; i++) q[i] = 0.4f * rng_normal(r) + (i % dim % 7 == 0 ? 1.5f : 0);
+    float *const q = malloc((N_ASKED + 1) * heads * dim * sizeof *q), *const by_head =
+                                                                          malloc(N_ASKED * heads * dim * sizeof *q);
+    for (size_t i = 0; i < (N_ASKED + 1) * heads * dim; i++)
+        q[i] = 0.4f * rng_normal(r) + (i % dim % 7 == 0 ? 1.5f : 0);
     for (size_t h = 0; h < heads; h++) q[(N_ASKED * heads + h) * dim + 3] = NAN;
     for (size_t i = 0; i < N_ASKED; i++)
         for (size_t h = 0; h < heads; h++)
@@ -294,6 +301,35 @@ START_TEST(small_segments_are_extended)
 }
 END_TEST
 
+/* Late segments have larger clusters, as the header says. */
+START_TEST(clusters_grow_with_the_context)
+{
+    rng r = {13};
+    cache c = cache_create(&r, 70000, 1, 8, 8, DP_F16);
+    dp_runtime *const rt = runtime_with(2, DP_ISA_AUTO);
+    dp_sequence_config config = sequence_config(&c, 1, DP_F16);
+    config.iterations = 1;
+    config.cluster_growth = _i ? 0.5f : 0;
+    dp_sequence *s;
+    ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
+    append(s, &c, 0, c.n_tokens, 8192);
+    ck_assert_int_eq(dp_build_index(s, 0), DP_OK);
+    const dp_head *const head = &s->layers[0].heads[0];
+    for (uint32_t i = 0; i < head->n_segments; i++) {
+        const dp_segment *const segment = &head->segments[i];
+        double tokens = config.tokens_per_cluster;
+        if (_i && segment->first_token > 32768) tokens = floor(tokens * sqrt((double)segment->first_token / 32768));
+        /* k-means may leave some empty, in small clusters of like keys */
+        ck_assert_uint_le(segment->n_clusters, (uint32_t)ceil(segment->n_tokens / tokens));
+        ck_assert_double_ge(segment->n_clusters, 0.9 * segment->n_tokens / tokens);
+    }
+    ck_assert_uint_gt(head->segments[head->n_segments - 1].first_token, 60000);
+    dp_sequence_free(s);
+    dp_runtime_free(rt);
+    cache_free(&c);
+}
+END_TEST
+
 START_TEST(memory_stays_in_bounds)
 {
     rng r = {13};
@@ -385,6 +421,7 @@ int main(void)
     tcase_add_test(tc, outliers_stand_alone);
     tcase_add_test(tc, grows_with_decoding);
     tcase_add_loop_test(tc, small_segments_are_extended, 0, 2);
+    tcase_add_loop_test(tc, clusters_grow_with_the_context, 0, 2);
     tcase_add_loop_test(slow, memory_stays_in_bounds, 0, 2);
     tcase_add_loop_test(tc, degenerate_keys, 0, 5);
     tcase_add_test(tc, dense_layers_are_not_clustered);
