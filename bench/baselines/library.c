@@ -107,10 +107,12 @@ static double target(const void *settings)
 static void state_free(void *state)
 {
     library_state *const s = state;
-    if (!s) return;
+    if (!s)
+        return;
     dp_sequence_free(s->sequence);
     free(s->n_tokens);
-    for (uint32_t h = 0; s->flags && h < s->cache->n_kv_heads; h++) free(s->flags[h]);
+    for (uint32_t h = 0; s->flags && h < s->cache->n_kv_heads; h++)
+        free(s->flags[h]);
     free(s->flags);
     free(s->flag_capacity);
     free(s);
@@ -131,12 +133,14 @@ static dp_status fill(library_state *s)
     dp_status status = DP_OK;
     for (uint32_t l = 0; l < c->n_layers && status == DP_OK; l++) {
         const size_t n = c->n_tokens[l];
-        if (n == 0) continue;
+        if (n == 0)
+            continue;
         const size_t width = c->n_query_heads * c->format.key_dim, most = 64; /* as many as a call looks at */
         for (size_t i = 0; i < c->n_queries[l] && status == DP_OK; i += most)
             status = dp_observe_queries(s->sequence, l, c->n_queries[l] - i < most ? c->n_queries[l] - i : most,
                                         c->queries + (l * (size_t)METHOD_QUERIES + i) * width);
-        if (status != DP_OK) break;
+        if (status != DP_OK)
+            break;
         if (s->settings.sequence.borrowed) {
             status = dp_append(s->sequence, l, n, NULL, 0, NULL, 0);
         } else {
@@ -150,7 +154,8 @@ static dp_status fill(library_state *s)
             free(k);
             free(v);
         }
-        if (status == DP_OK) status = dp_build_index(s->sequence, l);
+        if (status == DP_OK)
+            status = dp_build_index(s->sequence, l);
     }
     return status;
 }
@@ -173,19 +178,25 @@ static void *state_create(method_cache *cache, const void *settings, char *error
         s->flags = calloc(cache->n_kv_heads, sizeof(*s->flags));
         s->flag_capacity = calloc(cache->n_kv_heads, sizeof(*s->flag_capacity));
         s->n_tokens = calloc(cache->n_layers, sizeof(*s->n_tokens));
-        if (s->flags && s->flag_capacity && s->n_tokens) status = dp_sequence_create(cache->runtime, c, &s->sequence);
-        if (status == DP_OK) status = set_dense_layers(s);
+        if (s->flags && s->flag_capacity && s->n_tokens)
+            status = dp_sequence_create(cache->runtime, c, &s->sequence);
+        if (status == DP_OK)
+            status = set_dense_layers(s);
         for (uint32_t l = 0; l < cache->n_layers && status == DP_OK; l++)
             status = method_cache_lend(cache, s->sequence, c, l);
-        if (status == DP_OK) status = fill(s);
+        if (status == DP_OK)
+            status = fill(s);
         for (uint32_t l = 0; l < cache->n_layers && status == DP_OK; l++)
             s->n_tokens[l] = dp_sequence_tokens(s->sequence, l);
         dp_memory_init(&s->memory);
-        if (status == DP_OK) status = dp_sequence_memory(s->sequence, &s->memory);
+        if (status == DP_OK)
+            status = dp_sequence_memory(s->sequence, &s->memory);
     }
-    if (status == DP_OK) return s;
+    if (status == DP_OK)
+        return s;
     char reason[256] = "";
-    if (status != DP_ERR_NO_MEMORY) dp_last_error(cache->runtime, reason, sizeof(reason));
+    if (status != DP_ERR_NO_MEMORY)
+        dp_last_error(cache->runtime, reason, sizeof(reason));
     snprintf(error, error_size, "%s", *reason ? reason : dp_strerror(status));
     state_free(s);
     return NULL;
@@ -197,7 +208,8 @@ static bool restart(void *state, const void *settings)
     library_state *const s = state;
     const library_settings *const wanted = settings;
     for (uint32_t l = 0; l < s->cache->n_layers; l++)
-        if (dp_sequence_truncate(s->sequence, l, s->n_tokens[l]) != DP_OK) return false;
+        if (dp_sequence_truncate(s->sequence, l, s->n_tokens[l]) != DP_OK)
+            return false;
     dp_memory now;
     dp_memory_init(&now);
     if (dp_sequence_memory(s->sequence, &now) != DP_OK || now.clustered_tokens != s->memory.clustered_tokens ||
@@ -235,7 +247,8 @@ static void observe(void *user, const dp_step *step)
             s->flags[h] = malloc(n);
             s->flag_capacity[h] = s->flags[h] ? n : 0;
         }
-        if (s->flags[h]) memcpy(s->flags[h], step->heads[h].flags, n);
+        if (s->flags[h])
+            memcpy(s->flags[h], step->heads[h].flags, n);
     }
     s->observed_ns = now_ns() - start;
 }
@@ -270,8 +283,7 @@ static void mark(const void *state, uint32_t layer, uint8_t *kept, size_t stride
         for (uint32_t i = 0; flags && i < head->n_segments; i++) {
             const dp_segment *const segment = &head->segments[i];
             for (uint32_t c = 0; c < segment->n_clusters; c++)
-                for (uint32_t t = segment->offset[c];
-                     (flags[c] & (SELECT_ESTIMATE | SELECT_REFINE)) && t < segment->offset[c + 1]; t++)
+                for (uint32_t t = segment->offset[c]; (flags[c] & (SELECT_ESTIMATE | SELECT_REFINE)) && t < segment->offset[c + 1]; t++)
                     row[segment->first_token + segment->token[t]] = 1;
             flags += (size_t)segment->n_panels * DP_PANEL;
         }
@@ -282,14 +294,15 @@ bool method_library_settings(const method_type *type, const void *settings, cons
                              const dp_sequence_config **sequence)
 {
     const library_settings *const s = settings;
-    if (type->create != state_create) return false;
+    if (type->create != state_create)
+        return false;
     *params = &s->params;
     *sequence = &s->sequence;
     return true;
 }
 
-#define LIBRARY_METHOD                                                                                                 \
-    .settings_bytes = sizeof(library_settings), .check = check, .target = target, .create = state_create,              \
+#define LIBRARY_METHOD                                                                                          \
+    .settings_bytes = sizeof(library_settings), .check = check, .target = target, .create = state_create,        \
     .restart = restart, .append = append, .attend = attend, .mark = mark, .free = state_free
 
 const method_type method_dense = {.name = "dense", .defaults = defaults_dense, LIBRARY_METHOD};

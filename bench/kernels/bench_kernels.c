@@ -14,11 +14,11 @@
 
 enum {
     DIM = 128,
-    HEADS = 4,             /* query heads that share a KV head */
-    ROWS = 512,            /* 128 KiB of bf16 rows */
-    PANELS = 32,           /* 66 KiB */
-    VALUES = 16384,        /* 64 KiB of floats */
-    TILE = 128,            /* of products */
+    HEADS = 4,         /* query heads that share a KV head */
+    ROWS = 512,        /* 128 KiB of bf16 rows */
+    PANELS = 32,       /* 66 KiB */
+    VALUES = 16384,    /* 64 KiB of floats */
+    TILE = 128,        /* of products */
     MEMORY_ROWS = 1 << 19, /* 128 MiB of bf16 rows */
     BATCH = 128,           /* rows of a call on rows in memory; the next batch is fetched meanwhile */
     CLUSTER = 24,          /* tokens */
@@ -47,61 +47,28 @@ typedef struct bench_case {
 
 #define CASE(name) static void run_##name(const dp_kernels *k, operands *o)
 
-CASE(f32_to_bf16)
-{
-    k->from_f32[DP_BF16](o->rows, o->x, VALUES);
-}
-CASE(f32_to_f16)
-{
-    k->from_f32[DP_F16](o->rows, o->x, VALUES);
-}
-CASE(bf16_to_f32)
-{
-    k->to_f32[DP_BF16](o->y, o->rows, VALUES);
-}
-CASE(f16_to_f32)
-{
-    k->to_f32[DP_F16](o->y, o->rows, VALUES);
-}
-CASE(score_panels)
-{
-    k->score_panels(o->q, HEADS, DIM, o->rows, PANELS, o->out, PANELS * DP_PANEL);
-}
+CASE(f32_to_bf16) { k->from_f32[DP_BF16](o->rows, o->x, VALUES); }
+CASE(f32_to_f16) { k->from_f32[DP_F16](o->rows, o->x, VALUES); }
+CASE(bf16_to_f32) { k->to_f32[DP_BF16](o->y, o->rows, VALUES); }
+CASE(f16_to_f32) { k->to_f32[DP_F16](o->y, o->rows, VALUES); }
+CASE(score_panels) { k->score_panels(o->q, HEADS, DIM, o->rows, PANELS, o->out, PANELS * DP_PANEL); }
 CASE(score_panels_memory)
 {
     for (size_t i = 0; i < MEMORY_ROWS / DP_PANEL; i += PANELS)
         k->score_panels(o->q, HEADS, DIM, (const int8_t *)o->memory + i * dp_panel_bytes(DIM), PANELS, o->out,
                         PANELS * DP_PANEL);
 }
-CASE(key_logits_bf16)
-{
-    k->key_logits[DP_BF16](o->q, HEADS, DIM, o->row, ROWS, 0, 0.1f, o->out, ROWS);
-}
-CASE(key_logits_f16)
-{
-    k->key_logits[DP_F16](o->q, HEADS, DIM, o->row, ROWS, 0, 0.1f, o->out, ROWS);
-}
-CASE(key_logits_f32)
-{
-    k->key_logits[DP_F32](o->q, HEADS, DIM, o->tile_row, TILE, 0, 0.1f, o->out, TILE);
-}
+CASE(key_logits_bf16) { k->key_logits[DP_BF16](o->q, HEADS, DIM, o->row, ROWS, 0, 0.1f, o->out, ROWS); }
+CASE(key_logits_f16) { k->key_logits[DP_F16](o->q, HEADS, DIM, o->row, ROWS, 0, 0.1f, o->out, ROWS); }
+CASE(key_logits_f32) { k->key_logits[DP_F32](o->q, HEADS, DIM, o->tile_row, TILE, 0, 0.1f, o->out, TILE); }
 CASE(key_logits_bf16_memory)
 {
     for (size_t i = 0; i < MEMORY_ROWS; i += BATCH)
         k->key_logits[DP_BF16](o->q, HEADS, DIM, o->memory_row + i, BATCH, BATCH, 0.1f, o->out, BATCH);
 }
-CASE(weighted_values_bf16)
-{
-    k->weighted_values[DP_BF16](o->x, ROWS, HEADS, o->row, ROWS, 0, DIM, o->out);
-}
-CASE(weighted_values_f16)
-{
-    k->weighted_values[DP_F16](o->x, ROWS, HEADS, o->row, ROWS, 0, DIM, o->out);
-}
-CASE(weighted_values_f32)
-{
-    k->weighted_values[DP_F32](o->x, TILE, HEADS, o->tile_row, TILE, 0, DIM, o->out);
-}
+CASE(weighted_values_bf16) { k->weighted_values[DP_BF16](o->x, ROWS, HEADS, o->row, ROWS, 0, DIM, o->out); }
+CASE(weighted_values_f16) { k->weighted_values[DP_F16](o->x, ROWS, HEADS, o->row, ROWS, 0, DIM, o->out); }
+CASE(weighted_values_f32) { k->weighted_values[DP_F32](o->x, TILE, HEADS, o->tile_row, TILE, 0, DIM, o->out); }
 CASE(weighted_values_bf16_memory)
 {
     for (size_t i = 0; i < MEMORY_ROWS; i += BATCH)
@@ -110,15 +77,13 @@ CASE(weighted_values_bf16_memory)
 /* Clusters of a usual size, of a usual beginning. */
 CASE(code_logits)
 {
-    const dp_code_queries q = {
-        .heads = HEADS, .d = DIM, .q = (const int8_t *)o->rows, .sum_of_q = o->sums, .factor = o->x};
+    const dp_code_queries q = {.heads = HEADS, .d = DIM, .q = (const int8_t *)o->rows, .sum_of_q = o->sums, .factor = o->x};
     for (size_t i = 0; i < ROWS; i += CLUSTER)
         k->code_logits(&q, (const uint8_t *)o->rows + i * DIM / 2, o->sizes, 2, CLUSTER, o->out, CLUSTER);
 }
 CASE(sign_max)
 {
-    const dp_code_queries q = {
-        .heads = HEADS, .d = DIM, .q = (const int8_t *)o->rows, .sum_of_q = o->sums, .factor = o->x};
+    const dp_code_queries q = {.heads = HEADS, .d = DIM, .q = (const int8_t *)o->rows, .sum_of_q = o->sums, .factor = o->x};
     for (size_t i = 0; i < ROWS; i += CLUSTER)
         k->sign_max(&q, (const uint8_t *)o->rows + i * DIM / 8, o->sizes, 2, CLUSTER, o->out);
 }
@@ -127,71 +92,32 @@ CASE(split_masses)
     for (size_t i = 0; i < ROWS; i += CLUSTER)
         k->split_masses(o->y, CLUSTER, HEADS, CLUSTER, o->x, o->x, o->flags, o->out);
 }
-CASE(max)
-{
-    o->sink = k->max(o->x, VALUES);
-}
-CASE(exp_sum)
-{
-    o->sink = k->exp_sum(o->y, VALUES, 1);
-}
-CASE(cluster_logits)
-{
-    o->sink = k->cluster_logits(o->y, o->sizes, o->spreads, o->limits, VALUES, 0, 0.5f, 1, o->y);
-}
-CASE(cluster_mass)
-{
-    o->sink = k->cluster_mass(o->x, o->sizes, o->spreads, VALUES, 2, 1, o->y, o->out);
-}
-CASE(keep_clusters)
-{
-    k->keep_clusters(o->x, o->spread, VALUES, 0.5f, 1, o->y, o->flags);
-}
-CASE(sum_at_least)
-{
-    o->sink = k->sum_at_least(o->x, o->spread, VALUES, 0.5f);
-}
+CASE(max) { o->sink = k->max(o->x, VALUES); }
+CASE(exp_sum) { o->sink = k->exp_sum(o->y, VALUES, 1); }
+CASE(cluster_logits) { o->sink = k->cluster_logits(o->y, o->sizes, o->spreads, o->limits, VALUES, 0, 0.5f, 1, o->y); }
+CASE(cluster_mass) { o->sink = k->cluster_mass(o->x, o->sizes, o->spreads, VALUES, 2, 1, o->y, o->out); }
+CASE(keep_clusters) { k->keep_clusters(o->x, o->spread, VALUES, 0.5f, 1, o->y, o->flags); }
+CASE(sum_at_least) { o->sink = k->sum_at_least(o->x, o->spread, VALUES, 0.5f); }
 CASE(nearest)
 {
     float best;
     o->sink = (float)k->nearest(o->x, o->spread, VALUES, &best);
 }
-CASE(axpy)
-{
-    k->axpy(o->y, o->x, 1e-30f, VALUES);
-}
-CASE(scale)
-{
-    k->scale(o->y, 1, VALUES);
-}
-CASE(dot)
-{
-    o->sink = k->dot(o->x, o->spread, VALUES);
-}
-CASE(transpose)
-{
-    k->transpose(o->tile_c, TILE, o->tile_a, TILE, TILE, TILE);
-}
-CASE(matmul)
-{
-    k->matmul(o->tile_a, TILE, o->tile_b, TILE, o->tile_c, TILE, TILE, TILE, TILE, 0);
-}
+CASE(axpy) { k->axpy(o->y, o->x, 1e-30f, VALUES); }
+CASE(scale) { k->scale(o->y, 1, VALUES); }
+CASE(dot) { o->sink = k->dot(o->x, o->spread, VALUES); }
+CASE(transpose) { k->transpose(o->tile_c, TILE, o->tile_a, TILE, TILE, TILE); }
+CASE(matmul) { k->matmul(o->tile_a, TILE, o->tile_b, TILE, o->tile_c, TILE, TILE, TILE, TILE, 0); }
 
-#define STREAM(name, bytes_per_value)                                                                                  \
-    {                                                                                                                  \
-#name, run_##name, (bytes_per_value) * (double)VALUES, 0                                                       \
-    }
-#define ROW_CASE(name, rows, element)                                                                                  \
-    {                                                                                                                  \
-#name, run_##name, (double)(rows)*DIM *(element), 0                                                            \
-    }
+#define STREAM(name, bytes_per_value) {#name, run_##name, (bytes_per_value) * (double)VALUES, 0}
+#define ROW_CASE(name, rows, element) {#name, run_##name, (double)(rows) * DIM * (element), 0}
 
 static const bench_case cases[] = {
     STREAM(f32_to_bf16, 6),
     STREAM(f32_to_f16, 6),
     STREAM(bf16_to_f32, 6),
     STREAM(f16_to_f32, 6),
-    ROW_CASE(score_panels, PANELS *DP_PANEL, 1),
+    ROW_CASE(score_panels, PANELS * DP_PANEL, 1),
     ROW_CASE(score_panels_memory, MEMORY_ROWS, 1),
     ROW_CASE(key_logits_bf16, ROWS, 2),
     ROW_CASE(key_logits_f16, ROWS, 2),
@@ -203,7 +129,7 @@ static const bench_case cases[] = {
     ROW_CASE(weighted_values_bf16_memory, MEMORY_ROWS, 2),
     ROW_CASE(code_logits, ROWS, 0.5),
     ROW_CASE(sign_max, ROWS, 0.125),
-    {"split_masses", run_split_masses, ROWS *HEADS * 8, 0},
+    {"split_masses", run_split_masses, ROWS * HEADS * 8, 0},
     STREAM(max, 4),
     STREAM(exp_sum, 8),
     STREAM(cluster_logits, 14),
@@ -214,8 +140,8 @@ static const bench_case cases[] = {
     STREAM(axpy, 12),
     STREAM(scale, 8),
     STREAM(dot, 8),
-    {"transpose", run_transpose, 8.0 * TILE *TILE, 0},
-    {"matmul", run_matmul, 12.0 * TILE *TILE, 2.0 * TILE *TILE *TILE},
+    {"transpose", run_transpose, 8.0 * TILE * TILE, 0},
+    {"matmul", run_matmul, 12.0 * TILE * TILE, 2.0 * TILE * TILE * TILE},
 };
 enum { N_CASES = sizeof(cases) / sizeof(cases[0]) };
 
@@ -242,14 +168,17 @@ static double time_case(const bench_case *c, const dp_kernels *k, operands *o)
     c->run(k, o);
     for (;;) { /* as many as fill a pass */
         const double start = now();
-        for (size_t i = 0; i < repeats; i++) c->run(k, o);
+        for (size_t i = 0; i < repeats; i++)
+            c->run(k, o);
         const double elapsed = now() - start;
-        if (elapsed >= pass_seconds / 2) break;
+        if (elapsed >= pass_seconds / 2)
+            break;
         repeats *= 2;
     }
     for (int pass = 0; pass < PASSES; pass++) {
         const double start = now();
-        for (size_t i = 0; i < repeats; i++) c->run(k, o);
+        for (size_t i = 0; i < repeats; i++)
+            c->run(k, o);
         seconds[pass] = (now() - start) / (double)repeats;
     }
     qsort(seconds, PASSES, sizeof(seconds[0]), compare_doubles);
@@ -305,13 +234,16 @@ static operands create_operands(const dp_kernels *k)
     o.rows = take(ROWS * DIM * sizeof(uint16_t));
     o.memory = take((size_t)MEMORY_ROWS * DIM * sizeof(uint16_t));
     o.row = take(ROWS * sizeof(*o.row));
-    for (size_t i = 0; i < ROWS; i++) o.row[i] = (const uint16_t *)o.rows + i * 197 % ROWS * DIM;
+    for (size_t i = 0; i < ROWS; i++)
+        o.row[i] = (const uint16_t *)o.rows + i * 197 % ROWS * DIM;
     o.tile_row = take(TILE * sizeof(*o.tile_row));
-    for (size_t i = 0; i < TILE; i++) o.tile_row[i] = o.tile_a + i * TILE;
+    for (size_t i = 0; i < TILE; i++)
+        o.tile_row[i] = o.tile_a + i * TILE;
     o.memory_row = take((MEMORY_ROWS + BATCH) * sizeof(*o.memory_row));
     for (size_t i = 0; i < MEMORY_ROWS + BATCH; i++)
         o.memory_row[i] = (const uint16_t *)o.memory + i % MEMORY_ROWS * DIM;
-    for (size_t i = 0; i < ROWS * DIM; i += VALUES) k->from_f32[DP_BF16]((uint16_t *)o.rows + i, o.x, VALUES);
+    for (size_t i = 0; i < ROWS * DIM; i += VALUES)
+        k->from_f32[DP_BF16]((uint16_t *)o.rows + i, o.x, VALUES);
     for (size_t i = 0; i < (size_t)MEMORY_ROWS * DIM; i += VALUES)
         k->from_f32[DP_BF16]((uint16_t *)o.memory + i, o.x, VALUES);
     return o;
@@ -333,26 +265,30 @@ int main(int argc, char **argv)
     else
         printf("%-30s %9s", "kernel, one thread", "");
     for (int isa = DP_ISA_SCALAR; !json && isa < DP_ISA_COUNT; isa++)
-        if (available[isa]) printf(" %9s", isa_names[isa]);
+        if (available[isa])
+            printf(" %9s", isa_names[isa]);
     const char *separator = "";
     for (size_t i = 0; i < N_CASES; i++) {
         const bench_case *const c = &cases[i];
         const char *const unit = c->flops > 0 ? "GFLOP/s" : "GB/s";
-        if (!strstr(c->name, filter)) continue;
+        if (!strstr(c->name, filter))
+            continue;
         if (json)
             printf("%s\n  {\"name\": \"%s\", \"unit\": \"%s\"", separator, c->name, unit);
         else
             printf("\n%-30s %9s", c->name, unit);
         separator = ",";
         for (int isa = DP_ISA_SCALAR; isa < DP_ISA_COUNT; isa++) {
-            if (!available[isa]) continue;
+            if (!available[isa])
+                continue;
             const double rate = (c->flops > 0 ? c->flops : c->bytes) / time_case(c, &tables[isa], &o) * 1e-9;
             if (json)
                 printf(", \"%s\": %.3f", isa_names[isa], rate);
             else
                 printf(" %9.2f", rate);
         }
-        if (json) putchar('}');
+        if (json)
+            putchar('}');
         fflush(stdout);
     }
     puts(json ? "\n]}" : "");

@@ -84,9 +84,9 @@ typedef enum dp_huge_pages {
 } dp_huge_pages;
 
 typedef enum dp_numa {
-    DP_NUMA_LOCAL = 0,      /* each KV head's memory is bound to one node, heads spread evenly over the nodes */
+    DP_NUMA_LOCAL = 0,     /* each KV head's memory is bound to one node, heads spread evenly over the nodes */
     DP_NUMA_INTERLEAVE = 1, /* pages of everything spread over all nodes */
-    DP_NUMA_OFF = 2         /* no binding: first touch decides */
+    DP_NUMA_OFF = 2        /* no binding: first touch decides */
 } dp_numa;
 
 typedef struct dp_runtime_config {
@@ -99,7 +99,7 @@ typedef struct dp_runtime_config {
     dp_isa isa;               /* default DP_ISA_AUTO */
     dp_huge_pages huge_pages; /* default DP_HUGE_PAGES_TRANSPARENT */
     dp_numa numa;             /* default DP_NUMA_LOCAL */
-    uint64_t memory_limit; /* bytes that the runtime's sequences and work buffers may take together; a call that would
+    uint64_t memory_limit;    /* bytes that the runtime's sequences and work buffers may take together; a call that would
                                  exceed it fails with DP_ERR_NO_MEMORY and leaves its object usable as it was. 0
                                  (default): what the system gives. A buffer that grows counts twice while it is moved.
                                  Small things are outside: the runtime itself (some 10 KiB), and what OpenMP, oneDNN and
@@ -119,20 +119,20 @@ DP_API void dp_runtime_free(dp_runtime *runtime);
 
 typedef struct dp_runtime_info {
     uint32_t struct_size;
-    dp_isa isa;                 /* chosen */
-    uint32_t isas_available;    /* bit (1 << dp_isa) for each ISA that this build has and this machine runs */
+    dp_isa isa;               /* chosen */
+    uint32_t isas_available;  /* bit (1 << dp_isa) for each ISA that this build has and this machine runs */
     uint32_t bf16_instructions; /* 1 where the chosen ISA uses BF16 instructions */
     int32_t n_threads;
-    int32_t n_cores; /* physical cores of the process's cpuset */
-    int32_t n_pus;   /* hardware threads of the process's cpuset */
+    int32_t n_cores;          /* physical cores of the process's cpuset */
+    int32_t n_pus;            /* hardware threads of the process's cpuset */
     int32_t n_numa_nodes;
     uint64_t l1d_bytes, l2_bytes, l3_bytes; /* of one cache each; 0 where there is none or it is unknown */
-    uint64_t huge_page_bytes;               /* 0 where transparent huge pages are off in the kernel or the config */
-    uint64_t memory_limit;                  /* as configured */
-    uint64_t memory_bytes; /* that count towards it at present: reserved_bytes (see dp_memory) of all sequences, what
+    uint64_t huge_page_bytes; /* 0 where transparent huge pages are off in the kernel or the config */
+    uint64_t memory_limit;    /* as configured */
+    uint64_t memory_bytes;    /* that count towards it at present: reserved_bytes (see dp_memory) of all sequences, what
                                  forks share once, and scratch_bytes */
     uint64_t memory_peak_bytes; /* most that it ever was */
-    uint64_t scratch_bytes; /* work buffers, kept for the next calls; idle ones are given up rather than fail a call */
+    uint64_t scratch_bytes;   /* work buffers, kept for the next calls; idle ones are given up rather than fail a call */
 } dp_runtime_info;
 
 /* Fills info (call dp_runtime_info_init first). Errors: DP_ERR_INVALID. */
@@ -151,34 +151,33 @@ typedef enum dp_clustering {
 
 typedef struct dp_sequence_config {
     uint32_t struct_size;
-    uint32_t n_layers; /* 1 to 4096 */
-    uint32_t
-        n_query_heads; /* 1 to 1024; a multiple of n_kv_heads. Query head h reads KV head h / (n_query_heads / n_kv_heads) */
+    uint32_t n_layers;      /* 1 to 4096 */
+    uint32_t n_query_heads; /* 1 to 1024; a multiple of n_kv_heads. Query head h reads KV head h / (n_query_heads / n_kv_heads) */
     uint32_t n_kv_heads;
-    uint32_t key_dim;   /* elements of a key and a query: a multiple of 8, 8 to 512 */
-    uint32_t value_dim; /* elements of a value and an output: a multiple of 8, 8 to 512 */
-    dp_type type;       /* how keys and values are kept; default DP_BF16 */
-    float scale;        /* of the logits q.k; 0 (default): 1 / sqrt(key_dim) */
-    uint32_t sink;      /* first tokens that are never clustered; default 4, at most 4096 */
-    uint32_t window;    /* last tokens that are never clustered; default 64, at most 4096 */
+    uint32_t key_dim;       /* elements of a key and a query: a multiple of 8, 8 to 512 */
+    uint32_t value_dim;     /* elements of a value and an output: a multiple of 8, 8 to 512 */
+    dp_type type;           /* how keys and values are kept; default DP_BF16 */
+    float scale;            /* of the logits q.k; 0 (default): 1 / sqrt(key_dim) */
+    uint32_t sink;          /* first tokens that are never clustered; default 4, at most 4096 */
+    uint32_t window;        /* last tokens that are never clustered; default 64, at most 4096 */
 
     /* Index. The defaults are the ones that measured best. */
-    uint32_t tokens_per_cluster; /* default 24; 4 to 256. In segments that begin at token t >= 32768 */
-    float cluster_growth;        /* tokens_per_cluster * (t / 32768)^cluster_growth, at most 256: so that the work of a
+    uint32_t tokens_per_cluster;    /* default 24; 4 to 256. In segments that begin at token t >= 32768 */
+    float cluster_growth;           /* tokens_per_cluster * (t / 32768)^cluster_growth, at most 256: so that the work of a
                                        step grows slower than the context; default 0.5, 0 to 1; 0: everywhere the same */
-    uint32_t segment_tokens;     /* a prompt is clustered in segments of so many tokens; default 8192, 64 to 65536 */
-    uint32_t pending_tokens;     /* decoded tokens are clustered when so many wait; default 1024, 64 to 65536 */
-    uint32_t iterations;         /* of k-means; default 8, 1 to 64 */
-    float outlier_share;         /* share of the clusters kept back for single tokens, those farthest from their
+    uint32_t segment_tokens;        /* a prompt is clustered in segments of so many tokens; default 8192, 64 to 65536 */
+    uint32_t pending_tokens;        /* decoded tokens are clustered when so many wait; default 1024, 64 to 65536 */
+    uint32_t iterations;            /* of k-means; default 8, 1 to 64 */
+    float outlier_share;            /* share of the clusters kept back for single tokens, those farthest from their
                                        centroid; default 0.125, 0 to 0.5; 0: none (the paper's form) */
-    dp_clustering clustering;    /* default DP_CLUSTERING_L2 */
-    float query_metric;          /* how far the queries seen (dp_prefill, dp_observe_queries) shape the distance between
+    dp_clustering clustering;       /* default DP_CLUSTERING_L2 */
+    float query_metric;             /* how far the queries seen (dp_prefill, dp_observe_queries) shape the distance between
                                        keys; default 0.5, 0 to 0.99; 0: plain distance (the paper's form) */
-    float query_origin;          /* share of the mean query at which a cluster's statistics are taken; default 1, 0 to
+    float query_origin;             /* share of the mean query at which a cluster's statistics are taken; default 1, 0 to
                                        1; 0: plain means (the paper's form) */
-    int32_t borrowed;            /* 0 (default): the sequence keeps the rows of keys and values; 1: the caller does, see
+    int32_t borrowed;               /* 0 (default): the sequence keeps the rows of keys and values; 1: the caller does, see
                                        dp_borrow */
-    uint32_t key_codes; /* 1 (default): clustered keys are kept in one bit and in four bits, too (key_dim * 5 / 8 + 2
+    uint32_t key_codes;             /* 1 (default): clustered keys are kept in one bit and in four bits, too (key_dim * 5 / 8 + 2
                                        bytes a token), so that refining a cluster reads these and the rows of the few tokens
                                        that matter; 0: refining reads all rows of the cluster */
 } dp_sequence_config;
@@ -269,16 +268,16 @@ DP_API dp_status dp_sequence_truncate(dp_sequence *sequence, uint32_t layer, uin
  * are told to every sequence that borrows them. dp_sequence_truncate makes no difference to the caller's memory. */
 typedef struct dp_borrowed_rows {
     uint32_t struct_size;
-    uint32_t block_tokens; /* tokens of a block, 1 or more, any number; 0 without a table */
-    const void *k, *v;     /* rows of token 0, or of the pool's first token, of KV head 0; aligned to the type, as
+    uint32_t block_tokens;       /* tokens of a block, 1 or more, any number; 0 without a table */
+    const void *k, *v;           /* rows of token 0, or of the pool's first token, of KV head 0; aligned to the type, as
                                     all strides are */
     size_t k_token_stride, v_token_stride; /* bytes; 0: n_kv_heads rows */
     size_t k_head_stride, v_head_stride;   /* bytes; 0: one row */
     size_t k_block_stride, v_block_stride; /* bytes; 0: block_tokens times the stride of a token; without a table 0 */
-    const int32_t *block_table; /* NULL: no table. Else the blocks of tokens 0 .. block_tokens - 1, and so on: at least
+    const int32_t *block_table;  /* NULL: no table. Else the blocks of tokens 0 .. block_tokens - 1, and so on: at least
                                     as many as the sequence's tokens have */
-    uint32_t n_blocks;          /* of the pool: entries are in [0, n_blocks); 0 without a table */
-    uint64_t n_tokens;          /* that there is room for: dp_append does not go beyond */
+    uint32_t n_blocks;           /* of the pool: entries are in [0, n_blocks); 0 without a table */
+    uint64_t n_tokens;           /* that there is room for: dp_append does not go beyond */
 } dp_borrowed_rows;
 
 DP_API void dp_borrowed_rows_init(dp_borrowed_rows *rows);
@@ -357,14 +356,13 @@ DP_API dp_status dp_sequence_save(const dp_sequence *sequence, const char *path,
 
 typedef struct dp_load_options {
     uint32_t struct_size;
-    int32_t
-        verify;  /* 1 (default): reads the whole file and checks all of it, so that no file, damaged, hostile or made by
+    int32_t verify; /* 1 (default): reads the whole file and checks all of it, so that no file, damaged, hostile or made by
                        another program, can do worse than fail the call or make answers wrong. 0, for files that are
                        trusted: clustered tokens and their index are taken as they are, unread; the rest (header, tables,
                        note, waiting tokens, sink) is checked all the same, so that a cut file is noticed */
-    int32_t map; /* 1 (default) or 0: see above */
+    int32_t map;    /* 1 (default) or 0: see above */
     const dp_sequence_config *config; /* NULL (default): any. Otherwise a sequence whose settings differ is refused */
-    void *note;                       /* NULL (default), or where the first note_size bytes of the note go */
+    void *note;         /* NULL (default), or where the first note_size bytes of the note go */
     size_t note_size;
     size_t *note_bytes; /* NULL (default), or where the note's whole length goes; the three are written on success only,
                            except that an error of the very last step may leave part of the note in the buffer */
@@ -432,8 +430,8 @@ typedef struct dp_attention_params {
     uint32_t min_context; /* below so many tokens dp_decode is dense; default 2048 */
     uint32_t min_clusters; /* stage 2 refines at least so many of the heaviest clusters per query head, as far as there
                               are so many of any estimated mass; default 0 */
-    int32_t dispersion;    /* 1 (default) or 0: leave the dispersion out of m_i (the paper's form) */
-    int32_t exact_mass;    /* 1 (default): E counts in T and in the targets; 0: top-p over the clusters alone (the
+    int32_t dispersion;   /* 1 (default) or 0: leave the dispersion out of m_i (the paper's form) */
+    int32_t exact_mass;   /* 1 (default): E counts in T and in the targets; 0: top-p over the clusters alone (the
                              paper's form) */
     int32_t keep_dropped; /* 0 (default); 1: clusters outside the p1 set keep their estimated mass in the denominator */
     int32_t slope;        /* 1 (default) or 0: leave C out (the paper's form) */
@@ -448,23 +446,23 @@ DP_API void dp_attention_params_init_paper(dp_attention_params *params);
 /* What a decode call did, summed over the KV heads; counted from the work lists that the kernels ran. */
 typedef struct dp_attention_stats {
     uint32_t struct_size;
-    int32_t sparse;              /* 1 where Double-P ran, 0 where the call was dense */
-    uint64_t tokens;             /* in the cache */
-    uint64_t tokens_exact;       /* read as exact tokens: sink, window, pending; all of them in a dense call */
-    uint64_t clusters;           /* scored */
+    int32_t sparse;             /* 1 where Double-P ran, 0 where the call was dense */
+    uint64_t tokens;            /* in the cache */
+    uint64_t tokens_exact;      /* read as exact tokens: sink, window, pending; all of them in a dense call */
+    uint64_t clusters;          /* scored */
     uint64_t clusters_estimated; /* contributed by their mean value */
-    uint64_t clusters_refined;   /* read token by token */
-    uint64_t tokens_refined;     /* in those */
-    double mass_exact; /* share of the kept softmax mass that exact and refined tokens have, mean over query heads */
-    double mass_estimated;                             /* share that mean values have: 1 - mass_exact */
-    uint64_t bytes_centroids;                          /* read: centroids, sizes, dispersions */
-    uint64_t bytes_means;                              /* read: mean values */
-    uint64_t bytes_rows;                               /* read: keys and values */
-    uint64_t bytes;                                    /* all that is read together */
-    uint64_t bytes_dense;                              /* keys and values that dense attention reads */
+    uint64_t clusters_refined;  /* read token by token */
+    uint64_t tokens_refined;    /* in those */
+    double mass_exact;          /* share of the kept softmax mass that exact and refined tokens have, mean over query heads */
+    double mass_estimated;      /* share that mean values have: 1 - mass_exact */
+    uint64_t bytes_centroids;   /* read: centroids, sizes, dispersions */
+    uint64_t bytes_means;       /* read: mean values */
+    uint64_t bytes_rows;        /* read: keys and values */
+    uint64_t bytes;             /* all that is read together */
+    uint64_t bytes_dense;       /* keys and values that dense attention reads */
     uint64_t ns_score, ns_select, ns_gather, ns_merge; /* time in each stage */
-    uint64_t bytes_codes;                              /* read: keys in four bits; part of bytes */
-    uint64_t ns_scan;                                  /* time in that stage, between select and gather */
+    uint64_t bytes_codes;       /* read: keys in four bits; part of bytes */
+    uint64_t ns_scan;           /* time in that stage, between select and gather */
 } dp_attention_stats;
 
 DP_API void dp_attention_stats_init(dp_attention_stats *stats);
@@ -501,14 +499,14 @@ DP_API dp_status dp_decode(dp_sequence *sequence, uint32_t layer, size_t n_queri
  * and gives the same bits as alone. A sequence may occur more than once. */
 typedef struct dp_decode_request {
     uint32_t struct_size;
-    uint32_t layer;                    /* default 0 */
-    dp_sequence *sequence;             /* of the runtime of the call */
-    size_t n_queries;                  /* default 1 */
-    const float *q;                    /* this and the others as in dp_decode */
+    uint32_t layer;             /* default 0 */
+    dp_sequence *sequence;      /* of the runtime of the call */
+    size_t n_queries;           /* default 1 */
+    const float *q;             /* this and the others as in dp_decode */
     const dp_attention_params *params; /* default NULL */
     float *out;
-    float *lse;                /* default NULL */
-    dp_attention_stats *stats; /* default NULL; the ns_* are those of the whole call */
+    float *lse;                 /* default NULL */
+    dp_attention_stats *stats;  /* default NULL; the ns_* are those of the whole call */
 } dp_decode_request;
 
 DP_API void dp_decode_request_init(dp_decode_request *request);

@@ -80,7 +80,8 @@ void *place(const void *data, size_t bytes, size_t shift)
     ck_assert_int_eq(mprotect(b->mapping + b->mapped, page, PROT_NONE), 0);
     memset(b->mapping, FILLER, b->mapped);
     b->data = b->mapping + b->mapped - shift - bytes;
-    if (data && bytes) memcpy(b->data, data, bytes);
+    if (data && bytes)
+        memcpy(b->data, data, bytes);
     return b->data;
 }
 
@@ -102,7 +103,8 @@ void release_buffers(void)
         expect_untouched("memory after a buffer", b->data + b->bytes, b->shift);
         munmap(b->mapping, b->mapped + page);
     }
-    for (size_t i = 0; i < n_allocations; i++) free(allocations[i]);
+    for (size_t i = 0; i < n_allocations; i++)
+        free(allocations[i]);
     n_buffers = n_allocations = 0;
 }
 
@@ -135,7 +137,8 @@ void expect_near(const char *what, size_t position, float got, double expected, 
         good = !signbit(got) == !signbit(expected);
     else
         good = fabs(got - expected) <= bound;
-    if (!good) report_failure("%s[%zu] is %.9g, expected %.9g +- %.3g", what, position, (double)got, expected, bound);
+    if (!good)
+        report_failure("%s[%zu] is %.9g, expected %.9g +- %.3g", what, position, (double)got, expected, bound);
 }
 
 void expect_same(const char *what, const void *first, const void *second, size_t bytes)
@@ -166,8 +169,8 @@ const char *type_name(dp_type type)
 static void report_crash(int number)
 {
     static const char text[] = "crash in ";
-    if (write(STDERR_FILENO, text, sizeof text - 1) < 0 ||
-        write(STDERR_FILENO, running_case, strlen(running_case)) < 0 || write(STDERR_FILENO, "\n", 1) < 0)
+    if (write(STDERR_FILENO, text, sizeof text - 1) < 0 || write(STDERR_FILENO, running_case, strlen(running_case)) < 0 ||
+        write(STDERR_FILENO, "\n", 1) < 0)
         _exit(1);
     signal(number, SIG_DFL);
     raise(number);
@@ -176,7 +179,8 @@ static void report_crash(int number)
 static void catch_crashes(void)
 {
     static const int crashes[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
-    for (size_t i = 0; i < sizeof crashes / sizeof *crashes; i++) signal(crashes[i], report_crash);
+    for (size_t i = 0; i < sizeof crashes / sizeof *crashes; i++)
+        signal(crashes[i], report_crash);
 }
 
 /* What can be tested: an ISA without its optional instructions, or with those named. */
@@ -202,11 +206,14 @@ int main(int argc, char **argv)
     const char *const name = argc > 1 ? argv[1] : "scalar";
     const struct table *table = tables;
     unsigned all_optional = 0;
-    for (size_t i = 0; i < N_TABLES; i++) all_optional |= tables[i].optional;
-    while (table < tables + N_TABLES && strcmp(table->name, name)) table++;
+    for (size_t i = 0; i < N_TABLES; i++)
+        all_optional |= tables[i].optional;
+    while (table < tables + N_TABLES && strcmp(table->name, name))
+        table++;
     if (table == tables + N_TABLES) {
         fprintf(stderr, "usage: %s TABLE (seed in DP_TEST_SEED), TABLE being one of\n", argv[0]);
-        for (size_t i = 0; i < N_TABLES; i++) fprintf(stderr, "  %s\n", tables[i].name);
+        for (size_t i = 0; i < N_TABLES; i++)
+            fprintf(stderr, "  %s\n", tables[i].name);
         return 2;
     }
     const unsigned features = dp_cpu_features();
@@ -223,8 +230,8 @@ int main(int argc, char **argv)
     fflush(stdout);
 
     Suite *const suite = suite_create(name);
-    TCase *const cases[] = {table_tests(), convert_tests(), scores_tests(), codes_tests(),
-                            rows_tests(),  softmax_tests(), select_tests(), dense_tests()};
+    TCase *const cases[] = {table_tests(),   convert_tests(), scores_tests(), codes_tests(), rows_tests(),
+                            softmax_tests(), select_tests(),  dense_tests()};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         tcase_add_checked_fixture(cases[i], catch_crashes, NULL);
         tcase_set_timeout(cases[i], 120);

@@ -71,12 +71,12 @@ START_TEST(sequence_config_errors)
     dp_runtime *const rt = runtime_with(1, DP_ISA_AUTO);
     dp_sequence *s = (dp_sequence *)1;
     dp_sequence_config c;
-#define REFUSED(field, value, words)                                                                                   \
-    do {                                                                                                               \
-        dp_sequence_config_init(&c);                                                                                   \
-        c.field = value;                                                                                               \
-        expect(rt, dp_sequence_create(rt, &c, &s), DP_ERR_INVALID, words);                                             \
-        ck_assert_ptr_null(s);                                                                                         \
+#define REFUSED(field, value, words)                                                        \
+    do {                                                                                    \
+        dp_sequence_config_init(&c);                                                        \
+        c.field = value;                                                                    \
+        expect(rt, dp_sequence_create(rt, &c, &s), DP_ERR_INVALID, words);                  \
+        ck_assert_ptr_null(s);                                                              \
     } while (0)
     REFUSED(n_layers, 0, "n_layers is 0");
     REFUSED(n_query_heads, 0, "n_query_heads");
@@ -140,11 +140,11 @@ START_TEST(refused_calls_change_nothing)
     expect(rt, dp_sequence_read(s, 0, 2, 0, 1, NULL, NULL), DP_ERR_INVALID, "KV head 2");
     expect(rt, dp_sequence_set_dense(s, 1, 1), DP_ERR_INVALID, "layer 1");
     dp_attention_params p;
-#define REFUSED(field, value, words)                                                                                   \
-    do {                                                                                                               \
-        dp_attention_params_init(&p);                                                                                  \
-        p.field = value;                                                                                               \
-        expect(rt, dp_decode(s, 0, 1, q, &p, again, NULL, NULL), DP_ERR_INVALID, words);                               \
+#define REFUSED(field, value, words)                                                              \
+    do {                                                                                          \
+        dp_attention_params_init(&p);                                                             \
+        p.field = value;                                                                          \
+        expect(rt, dp_decode(s, 0, 1, q, &p, again, NULL, NULL), DP_ERR_INVALID, words);          \
     } while (0)
     REFUSED(p1, 1.5f, "p1 is 1.5");
     REFUSED(p1, NAN, "p1");

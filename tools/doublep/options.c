@@ -17,12 +17,10 @@ static const struct argp_option options_list[] = {
     {NULL, 0, NULL, 0, "Attention:", 2},
     {"attention", KEY_ATTENTION, "METHOD", 0, "dense, double-p (default), or both as dense,double-p", 2},
     {"both", KEY_BOTH, NULL, 0, "The same as --attention dense,double-p: one prefill, then both answers", 2},
-    {"epsilon", KEY_EPSILON, "E", 0, "Error budget: refine clusters until the expected error is below E (default 0.07)",
-     2},
+    {"epsilon", KEY_EPSILON, "E", 0, "Error budget: refine clusters until the expected error is below E (default 0.07)", 2},
     {"p1", KEY_P1, "X", 0, "Share of the softmax mass that stage 1 keeps (default 0.98)", 2},
     {"p2", KEY_P2, "Y", 0, "Refine by mass instead of the error budget: the clusters that hold the share Y", 2},
-    {"paper", KEY_PAPER, NULL, 0, "The paper's form: p1 0.95, p2 0.7, no dispersion, no outliers, spherical clusters",
-     2},
+    {"paper", KEY_PAPER, NULL, 0, "The paper's form: p1 0.95, p2 0.7, no dispersion, no outliers, spherical clusters", 2},
     {NULL, 0, NULL, 0, "Machine:", 3},
     {"threads", 't', "T", 0, "Threads (default: one per core)", 3},
     {"pin", KEY_PIN, "POLICY", 0, "Bind threads to cores: off (default), compact, scatter", 3},
@@ -33,7 +31,8 @@ static const struct argp_option options_list[] = {
 
 void model_options_init(model_options *options)
 {
-    *options = (model_options){.kv_type = DP_BF16, .chunk = 512, .epsilon = -1, .p1 = -1, .p2 = -1};
+    *options = (model_options){
+        .kv_type = DP_BF16, .chunk = 512, .epsilon = -1, .p1 = -1, .p2 = -1};
 }
 
 double option_number(const struct argp_state *state, const char *name, const char *text, double min, double max)
@@ -63,7 +62,8 @@ static int option_name(const struct argp_state *state, const char *option, const
 {
     char list[128] = "";
     for (int i = 0; i < n_names; i++) {
-        if (strcmp(text, names[i]) == 0) return i;
+        if (strcmp(text, names[i]) == 0)
+            return i;
         snprintf(list + strlen(list), sizeof(list) - strlen(list), "%s%s", i ? ", " : "", names[i]);
     }
     argp_error(state, "--%s is \"%s\", must be one of: %s", option, text, list);
@@ -71,8 +71,7 @@ static int option_name(const struct argp_state *state, const char *option, const
 }
 
 static const char *const kv_names[] = {[DP_F32] = "f32", [DP_F16] = "f16", [DP_BF16] = "bf16"};
-static const char *const pin_names[] = {
-    [DP_PIN_OFF] = "off", [DP_PIN_COMPACT] = "compact", [DP_PIN_SCATTER] = "scatter"};
+static const char *const pin_names[] = {[DP_PIN_OFF] = "off", [DP_PIN_COMPACT] = "compact", [DP_PIN_SCATTER] = "scatter"};
 
 const char *kv_type_name(dp_type type)
 {
@@ -99,18 +98,21 @@ static void parse_attention(const struct argp_state *state, model_options *o, co
 
 static void settle(const struct argp_state *state, model_options *o)
 {
-    if (!o->model_path) argp_error(state, "--model FILE is missing");
+    if (!o->model_path)
+        argp_error(state, "--model FILE is missing");
     if (o->epsilon >= 0 && (o->p2 >= 0 || o->paper))
         argp_error(state, "--epsilon does not go with %s: they are two rules for the same choice",
                    o->paper ? "--paper" : "--p2");
-    if (!o->dense && !o->double_p) o->double_p = true;
+    if (!o->dense && !o->double_p)
+        o->double_p = true;
     if (o->dense) {
         session_method *const m = &o->methods[o->n_methods++];
         m->name = "dense";
         dp_attention_params_init(&m->params);
         m->params.method = DP_DENSE;
     }
-    if (!o->double_p) return;
+    if (!o->double_p)
+        return;
     session_method *const m = &o->methods[o->n_methods++];
     m->name = "double-p";
     if (o->paper)
@@ -118,8 +120,10 @@ static void settle(const struct argp_state *state, model_options *o)
     else
         dp_attention_params_init(&m->params);
     m->params.method = DP_DOUBLE_P;
-    if (o->epsilon >= 0) m->params.epsilon = (float)o->epsilon;
-    if (o->p1 >= 0) m->params.p1 = (float)o->p1;
+    if (o->epsilon >= 0)
+        m->params.epsilon = (float)o->epsilon;
+    if (o->p1 >= 0)
+        m->params.p1 = (float)o->p1;
     if (o->p2 >= 0) {
         m->params.refine = DP_REFINE_TOP_P;
         m->params.p2 = (float)o->p2;
@@ -132,21 +136,50 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 {
     model_options *const o = state->input;
     switch (key) {
-    case 'm': o->model_path = arg; return 0;
-    case 'n': o->max_tokens = option_integer(state, "predict", arg, 1, 1u << 30); return 0;
-    case 't': o->n_threads = (int)option_integer(state, "threads", arg, 1, 1024); return 0;
-    case KEY_JSON: o->json = true; return 0;
-    case KEY_ATTENTION: parse_attention(state, o, arg); return 0;
-    case KEY_BOTH: o->dense = o->double_p = true; return 0;
-    case KEY_EPSILON: o->epsilon = option_number(state, "epsilon", arg, 0, 1); return 0;
-    case KEY_P1: o->p1 = option_number(state, "p1", arg, 0, 1); return 0;
-    case KEY_P2: o->p2 = option_number(state, "p2", arg, 0, 1); return 0;
-    case KEY_PAPER: o->paper = true; return 0;
-    case KEY_PIN: o->pinning = option_pinning(state, arg); return 0;
-    case KEY_KV: o->kv_type = option_kv_type(state, arg); return 0;
-    case KEY_CHUNK: o->chunk = (uint32_t)option_integer(state, "chunk", arg, 1, 65536); return 0;
-    case ARGP_KEY_END: settle(state, o); return 0;
-    default: return ARGP_ERR_UNKNOWN;
+    case 'm':
+        o->model_path = arg;
+        return 0;
+    case 'n':
+        o->max_tokens = option_integer(state, "predict", arg, 1, 1u << 30);
+        return 0;
+    case 't':
+        o->n_threads = (int)option_integer(state, "threads", arg, 1, 1024);
+        return 0;
+    case KEY_JSON:
+        o->json = true;
+        return 0;
+    case KEY_ATTENTION:
+        parse_attention(state, o, arg);
+        return 0;
+    case KEY_BOTH:
+        o->dense = o->double_p = true;
+        return 0;
+    case KEY_EPSILON:
+        o->epsilon = option_number(state, "epsilon", arg, 0, 1);
+        return 0;
+    case KEY_P1:
+        o->p1 = option_number(state, "p1", arg, 0, 1);
+        return 0;
+    case KEY_P2:
+        o->p2 = option_number(state, "p2", arg, 0, 1);
+        return 0;
+    case KEY_PAPER:
+        o->paper = true;
+        return 0;
+    case KEY_PIN:
+        o->pinning = option_pinning(state, arg);
+        return 0;
+    case KEY_KV:
+        o->kv_type = option_kv_type(state, arg);
+        return 0;
+    case KEY_CHUNK:
+        o->chunk = (uint32_t)option_integer(state, "chunk", arg, 1, 65536);
+        return 0;
+    case ARGP_KEY_END:
+        settle(state, o);
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
     }
 }
 
@@ -158,7 +191,8 @@ bool model_options_open(const model_options *options, model **m, model_context *
     if (options->n_threads > 0)
         omp_set_num_threads(options->n_threads); /* expanding the weights is work for threads, too */
     *m = model_load(options->model_path, error, error_size);
-    if (!*m) return false;
+    if (!*m)
+        return false;
     model_context_config config;
     model_context_config_init(&config, *m);
     config.runtime.n_threads = options->n_threads;
