@@ -6,28 +6,19 @@
 #include <stdbool.h>
 
 #include "fuzz.h"
+#include "saved.h"
 
 enum { SEQUENCES = 4, LAYERS = 2, MOST_TOKENS = 1500, MOST_CHUNK = 300, MOST_HEADS = 4, MOST_DIM = 24 };
 enum { QUERIES = DP_MAX_DECODE_QUERIES, MOST_OUT = QUERIES * MOST_HEADS * MOST_DIM };
 
 static dp_runtime *free_rt, *limited_rt;
-static char folder[] = "/dev/shm/doublep-fuzz-XXXXXX";
-static char path[64];
-
-static void remove_folder(void)
-{
-    unlink(path);
-    rmdir(folder);
-}
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc, (void)argv;
     free_rt = small_runtime(0);
     limited_rt = small_runtime(1 << 20);
-    MUST(mkdtemp(folder));
-    snprintf(path, sizeof path, "%s/saved", folder);
-    return atexit(remove_folder);
+    return saved_open();
 }
 
 /* What a sequence should know. */
@@ -172,7 +163,7 @@ static void fork_one(world *w, sequence *x, sequence *to)
 
 static void save_and_load(world *w, sequence *x, sequence *to)
 {
-    if (!ok(w, dp_sequence_save(x->s, path, w, 5)) || to->s) return;
+    if (!ok(w, dp_sequence_save(x->s, saved_path, w, 5)) || to->s) return;
     dp_load_options options;
     dp_load_options_init(&options);
     size_t note_bytes = 0;
@@ -181,7 +172,7 @@ static void save_and_load(world *w, sequence *x, sequence *to)
     options.config = &w->config;
     options.note_bytes = &note_bytes;
     *to = *x;
-    if (!ok(w, dp_sequence_load(w->rt, path, &options, &to->s))) return;
+    if (!ok(w, dp_sequence_load(w->rt, saved_path, &options, &to->s))) return;
     MUST(note_bytes == 5);
     same_bits(w, x, to);
 }
@@ -266,7 +257,7 @@ static dp_status wrong_call(world *w, sequence *x, uint32_t layer)
     case 20: return dp_sequence_save(x->s, "", NULL, 0);
     case 21: return ((uint32_t *)&config)[1 + input_below(&w->in, sizeof config / 4 - 1)] = UINT32_MAX,
                     dp_sequence_create(w->rt, &config, &none);
-    case 22: return options.note_size = 1, dp_sequence_load(w->rt, path, &options, &none);
+    case 22: return options.note_size = 1, dp_sequence_load(w->rt, saved_path, &options, &none);
     default: return dp_sequence_set_dense(x->s, beyond, 1);
     }
 }

@@ -4,24 +4,15 @@
  * header says. */
 #include "fuzz.h"
 #include "kv/snapshot.h"
+#include "saved.h"
 
 static dp_runtime *rt;
-static char folder[] = "/dev/shm/doublep-fuzz-XXXXXX";
-static char path[64];
-
-static void remove_folder(void)
-{
-    unlink(path);
-    rmdir(folder);
-}
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc, (void)argv;
     rt = small_runtime(64 << 20);
-    MUST(mkdtemp(folder));
-    snprintf(path, sizeof path, "%s/saved", folder);
-    return atexit(remove_folder);
+    return saved_open();
 }
 
 enum { PAGE = 1 << 16, MOST = 1 << 20 };
@@ -48,7 +39,7 @@ static void compare_saved(size_t size)
 {
     const size_t settings = sizeof(dp_snapshot_header) + sizeof(dp_sequence_config);
     memset(file + settings, 0, (size_t)dp_snapshot_round(settings, DP_SNAPSHOT_ALIGN) - settings);
-    FILE *const saved = fopen(path, "rb");
+    FILE *const saved = fopen(saved_path, "rb");
     char part[4096];
     size_t at = 0;
     for (size_t n; (n = fread(part, 1, sizeof part, saved)); at += n)
@@ -110,7 +101,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             MUST(dp_sequence_load(rt, input_path, &options, &s) == DP_OK);
             options.note_bytes = NULL;
             if (!note_bytes) {
-                MUST(dp_sequence_save(s, path, NULL, 0) == DP_OK);
+                MUST(dp_sequence_save(s, saved_path, NULL, 0) == DP_OK);
                 compare_saved(length);
             }
         }
