@@ -193,8 +193,5 @@ bool check_same_bits(pair *p, size_t n, bool prefill, bool dense)
 
 uint64_t clustered(const dp_sequence *s)
 {
-    dp_memory m;
-    dp_memory_init(&m);
-    ck_assert_int_eq(dp_sequence_memory(s, &m), DP_OK);
-    return m.clustered_tokens;
+    return memory_of(s).clustered_tokens;
 }

@@ -53,9 +53,7 @@ START_TEST(isa_by_environment)
     expect(NULL, dp_runtime_create(NULL, &rt), DP_ERR_INVALID, "quantum");
     ck_assert_int_eq(setenv("DOUBLEP_ISA", "scalar", 1), 0);
     ck_assert_int_eq(dp_runtime_create(NULL, &rt), DP_OK);
-    dp_runtime_info info;
-    dp_runtime_info_init(&info);
-    ck_assert_int_eq(dp_runtime_get_info(rt, &info), DP_OK);
+    const dp_runtime_info info = info_of(rt);
     ck_assert_int_eq(info.isa, DP_ISA_SCALAR);
     ck_assert_str_eq(dp_isa_name(info.isa), "scalar");
     ck_assert_int_gt(info.n_threads, 0);

@@ -170,10 +170,7 @@ START_TEST(memory_that_moves)
     check_same_bits(&p, 1, false, false);
     dp_sequence_free(fork);
 
-    dp_memory m, own;
-    dp_memory_init(&m), dp_memory_init(&own);
-    ck_assert_int_eq(dp_sequence_memory(p.borrowing, &m), DP_OK);
-    ck_assert_int_eq(dp_sequence_memory(p.own, &own), DP_OK);
+    const dp_memory m = memory_of(p.borrowing), own = memory_of(p.own);
     ck_assert_uint_eq(m.row_bytes, 0);
     ck_assert_uint_eq(m.plain_bytes, own.plain_bytes);
     ck_assert_uint_eq(m.index_bytes, own.index_bytes);

@@ -51,7 +51,7 @@ static fixture setup(void)
 static void teardown(fixture *f)
 {
     dp_sequence_free(f->s);
-    dp_runtime_free(f->rt);
+    runtime_end(f->rt);
     cache_free(&f->c);
     cache_free(&f->other);
 }
@@ -61,14 +61,6 @@ static dp_sequence *fork_of(const dp_sequence *s)
     dp_sequence *copy;
     ck_assert_int_eq(dp_sequence_fork(s, &copy), DP_OK);
     return copy;
-}
-
-static dp_memory memory_of(const dp_sequence *s)
-{
-    dp_memory m;
-    dp_memory_init(&m);
-    ck_assert_int_eq(dp_sequence_memory(s, &m), DP_OK);
-    return m;
 }
 
 static void decode(const fixture *f, dp_sequence *s, float *out)

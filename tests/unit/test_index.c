@@ -345,9 +345,7 @@ START_TEST(memory_stays_in_bounds)
         for (size_t t = 0; t < c.n_tokens; t += 512)
             ck_assert_int_eq(dp_append(s, l, 512, c.k + t * 128, 0, c.v + t * 128, 0), DP_OK);
     ck_assert_int_eq(dp_build_index(s, DP_ALL_LAYERS), DP_OK);
-    dp_memory m;
-    dp_memory_init(&m);
-    ck_assert_int_eq(dp_sequence_memory(s, &m), DP_OK);
+    const dp_memory m = memory_of(s);
     ck_assert_uint_eq(m.plain_bytes, 4ull * 32768 * 2 * 256);
     ck_assert_uint_eq(m.row_bytes, m.plain_bytes);
     ck_assert_uint_ge(m.reserved_bytes, m.row_bytes + m.index_bytes);

@@ -19,22 +19,6 @@ static dp_runtime *limited(uint64_t limit, dp_huge_pages huge_pages)
     return rt;
 }
 
-static dp_runtime_info info_of(const dp_runtime *rt)
-{
-    dp_runtime_info info;
-    dp_runtime_info_init(&info);
-    ck_assert_int_eq(dp_runtime_get_info(rt, &info), DP_OK);
-    return info;
-}
-
-static dp_memory memory_of(const dp_sequence *s)
-{
-    dp_memory m;
-    dp_memory_init(&m);
-    ck_assert_int_eq(dp_sequence_memory(s, &m), DP_OK);
-    return m;
-}
-
 static dp_sequence *new_sequence(dp_runtime *rt, const cache *c)
 {
     dp_sequence_config config = sequence_config(c, HEADS, DP_BF16);

@@ -177,9 +177,7 @@ static uint64_t serve_all(caller *callers, int rounds)
         ck_assert_int_eq(pthread_create(&threads[i], NULL, serve, &callers[i]), 0);
     }
     for (int i = 0; i < CALLERS; i++) ck_assert_int_eq(pthread_join(threads[i], NULL), 0);
-    dp_runtime_info info;
-    dp_runtime_info_init(&info);
-    ck_assert_int_eq(dp_runtime_get_info(callers->rt, &info), DP_OK);
+    const dp_runtime_info info = info_of(callers->rt);
     return info.memory_bytes - info.scratch_bytes;
 }
 

@@ -23,6 +23,15 @@ static void result_free(result r)
     free(r.out), free(r.lse);
 }
 
+/* Refined down to the last token, by settings that are drawn: dense attention. */
+static void expect_exact(trial *t, dp_sequence *s)
+{
+    const dp_attention_params params = trial_exact_params(t);
+    const result r = result_of(t, s, &params);
+    trial_expect_dense(t, r.out, r.lse);
+    result_free(r);
+}
+
 static void expect_same_bits(const trial *t, const char *what, result a, result b)
 {
     for (size_t i = 0; i < t->n_out; i++)
@@ -49,12 +58,7 @@ START_TEST(refining_all_is_dense)
 {
     trial t = trial_open(_i, 20);
     dp_sequence *const s = grown(&t);
-    for (int form = 0; form < 3; form++) {
-        const dp_attention_params params = trial_exact_params(&t);
-        const result r = result_of(&t, s, &params);
-        trial_expect_dense(&t, r.out, r.lse);
-        result_free(r);
-    }
+    for (int form = 0; form < 3; form++) expect_exact(&t, s);
     dp_sequence_free(s);
     trial_close(&t);
 }
@@ -182,10 +186,7 @@ START_TEST(constant_in_all_logits)
     const float scale = t.config.scale > 0 ? t.config.scale : 1 / sqrtf((float)dim), constants[] = {0, 5, -300};
     for (int i = 0; i < 3; i++) {
         for (size_t row = 0; row < t.n_lse; row++) t.q[row * dim + component] = constants[i] / scale;
-        const dp_attention_params params = trial_exact_params(&t);
-        const result r = result_of(&t, s, &params);
-        trial_expect_dense(&t, r.out, r.lse);
-        result_free(r);
+        expect_exact(&t, s);
     }
     dp_sequence_free(s);
     trial_close(&t);
@@ -225,10 +226,7 @@ START_TEST(truncated_tokens_never_were)
     memcpy(t.c.v + kept * heads * t.c.value_dim, other.v, other.n_tokens * heads * t.c.value_dim * sizeof(float));
     trial_append(&t, s, kept, t.c.n_tokens, 1);
     if (trial_below(&t, 2)) ck_assert_int_eq(dp_build_index(s, 0), DP_OK);
-    const dp_attention_params params = trial_exact_params(&t);
-    const result r = result_of(&t, s, &params);
-    trial_expect_dense(&t, r.out, r.lse);
-    result_free(r);
+    expect_exact(&t, s);
     cache_free(&other);
     dp_sequence_free(s);
     trial_close(&t);

@@ -20,13 +20,7 @@ typedef struct fixture {
 
 static void append_all(const fixture *f, dp_sequence *s, size_t first, size_t last, size_t chunk)
 {
-    for (uint32_t l = 0; l < LAYERS; l++)
-        for (size_t t = first; t < last; t += chunk) {
-            const size_t n = last - t < chunk ? last - t : chunk;
-            ck_assert_int_eq(
-                dp_append(s, l, n, f->c.k + t * KV_HEADS * f->c.key_dim, 0, f->c.v + t * KV_HEADS * f->c.value_dim, 0),
-                DP_OK);
-        }
+    for (uint32_t l = 0; l < LAYERS; l++) append_to(s, l, &f->c, first, last, chunk);
 }
 
 static fixture setup(dp_type type, size_t key_dim, size_t value_dim, uint32_t sink, int32_t n_threads)
@@ -47,11 +41,7 @@ static fixture setup(dp_type type, size_t key_dim, size_t value_dim, uint32_t si
 static void teardown(fixture *f)
 {
     dp_sequence_free(f->s);
-    dp_runtime_info info;
-    dp_runtime_info_init(&info);
-    ck_assert_int_eq(dp_runtime_get_info(f->rt, &info), DP_OK);
-    ck_assert_uint_eq(info.memory_bytes, info.scratch_bytes);
-    dp_runtime_free(f->rt);
+    runtime_end(f->rt);
     cache_free(&f->c);
 }
 
@@ -97,14 +87,6 @@ static dp_sequence *load(const fixture *f, int32_t map, int32_t verify)
     ck_assert_uint_eq(note_bytes, 7);
     ck_assert_str_eq(note, "prompt");
     return s;
-}
-
-static dp_memory memory_of(const dp_sequence *s)
-{
-    dp_memory m;
-    dp_memory_init(&m);
-    ck_assert_int_eq(dp_sequence_memory(s, &m), DP_OK);
-    return m;
 }
 
 static void check_same(const fixture *f, dp_sequence *a, dp_sequence *b)
@@ -211,13 +193,11 @@ START_TEST(forks_and_figures)
     ck_assert_int_eq(dp_sequence_fork(copy, &fork), DP_OK);
     const dp_memory m = memory_of(copy);
     ck_assert_uint_gt(m.shared_bytes, m.index_bytes);
-    dp_runtime_info info;
-    dp_runtime_info_init(&info);
     for (size_t n = PROMPT; n > 550; n -= 550) {
         ck_assert_int_eq(dp_sequence_truncate(copy, DP_ALL_LAYERS, n), DP_OK);
         ck_assert_int_eq(dp_sequence_truncate(fork, DP_ALL_LAYERS, n - 50), DP_OK);
         append_all(&f, fork, n - 50, n, 1); /* in gaps of what was loaded, too */
-        ck_assert_int_eq(dp_runtime_get_info(f.rt, &info), DP_OK);
+        const dp_runtime_info info = info_of(f.rt);
         const dp_memory a = memory_of(f.s), b = memory_of(copy), c = memory_of(fork);
         ck_assert_uint_eq(b.shared_bytes, c.shared_bytes);
         ck_assert_uint_eq(info.memory_bytes,
@@ -286,9 +266,7 @@ START_TEST(limits)
             ck_assert_msg(strstr(why, "memory_limit is"), "%s", why);
             refused++;
         }
-        dp_runtime_info info;
-        dp_runtime_info_init(&info);
-        ck_assert_int_eq(dp_runtime_get_info(rt, &info), DP_OK);
+        const dp_runtime_info info = info_of(rt);
         ck_assert_uint_le(info.memory_peak_bytes, limit);
         ck_assert_uint_eq(info.memory_bytes, done ? memory_of(copy).reserved_bytes + info.scratch_bytes : 0);
         if (done) ck_assert_uint_lt(info.memory_peak_bytes, whole + whole / 4);

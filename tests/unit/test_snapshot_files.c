@@ -45,11 +45,7 @@ static fixture setup(void)
 static void teardown(fixture *f)
 {
     ck_assert_uint_eq(scratch_count(), 1);
-    dp_runtime_info info;
-    dp_runtime_info_init(&info);
-    ck_assert_int_eq(dp_runtime_get_info(f->rt, &info), DP_OK);
-    ck_assert_uint_eq(info.memory_bytes, info.scratch_bytes);
-    dp_runtime_free(f->rt);
+    runtime_end(f->rt);
     cache_free(&f->c);
     free(f->file);
 }

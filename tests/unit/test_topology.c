@@ -223,10 +223,7 @@ START_TEST(workers_are_bound_and_set_free)
                  {"0-15", DP_PIN_OFF, 0, 8, NULL}};
     dp_runtime *const rt =
         runtime_on("numa:2 core:4 pu:2", cases[_i].cpus, cases[_i].pinning, DP_NUMA_LOCAL, cases[_i].n_threads);
-    dp_runtime_info info;
-    dp_runtime_info_init(&info);
-    ck_assert_int_eq(dp_runtime_get_info(rt, &info), DP_OK);
-    ck_assert_int_eq(info.n_threads, cases[_i].n_came);
+    ck_assert_int_eq(info_of(rt).n_threads, cases[_i].n_came);
     dp_team_run(rt, nothing, NULL);
     for (int i = 0; i < cases[_i].n_came; i++) ck_assert_int_eq(bound[i], cases[_i].pus ? cases[_i].pus[i] : -1);
     for (int i = cases[_i].n_came; i < 64; i++) ck_assert_int_eq(bound[i], -1);

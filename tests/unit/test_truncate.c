@@ -29,7 +29,7 @@ static fixture setup(size_t n_tokens, uint32_t segment_tokens, uint32_t pending_
 static void teardown(fixture *f)
 {
     dp_sequence_free(f->s);
-    dp_runtime_free(f->rt);
+    runtime_end(f->rt);
     cache_free(&f->c);
 }
 

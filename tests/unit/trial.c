@@ -78,14 +78,11 @@ trial trial_open(int number, size_t least)
     t.n_lse = t.n_queries * kv_heads * group;
     t.q = malloc(t.n_lse * key_dim * sizeof *t.q);
     make_queries(&t.r, &t.c, t.n_queries, kv_heads * group, t.q);
-    dp_runtime_info info;
-    dp_runtime_info_init(&info);
-    ck_assert_int_eq(dp_runtime_get_info(t.rt, &info), DP_OK);
     snprintf(t.words, sizeof t.words,
              "DP_TEST_SEED=%llu case %d (%zu tokens, %zu x %zu heads, %zu + %zu dims, type %d, sink %u, window %u, segments "
              "of %u, %zu queries, %s, %d threads)",
              (unsigned long long)trial_seed(), number, n_tokens, kv_heads, group, key_dim, value_dim, (int)type,
-             t.config.sink, t.config.window, t.config.segment_tokens, t.n_queries, dp_isa_name(info.isa), n_threads);
+             t.config.sink, t.config.window, t.config.segment_tokens, t.n_queries, dp_isa_name(info_of(t.rt).isa), n_threads);
     return t;
 }
 

@@ -19,6 +19,22 @@ static inline dp_runtime *runtime_with(int n_threads, dp_isa isa)
     return runtime;
 }
 
+static inline dp_runtime_info info_of(const dp_runtime *rt)
+{
+    dp_runtime_info info;
+    dp_runtime_info_init(&info);
+    ck_assert_int_eq(dp_runtime_get_info(rt, &info), DP_OK);
+    return info;
+}
+
+/* The end of a runtime that has no sequence left, and no memory of one. */
+static inline void runtime_end(dp_runtime *rt)
+{
+    const dp_runtime_info info = info_of(rt);
+    ck_assert_uint_eq(info.memory_bytes, info.scratch_bytes);
+    dp_runtime_free(rt);
+}
+
 static inline dp_sequence_config sequence_config(const cache *c, size_t n_query_heads, dp_type type)
 {
     dp_sequence_config config;
@@ -32,13 +48,26 @@ static inline dp_sequence_config sequence_config(const cache *c, size_t n_query_
 }
 
 /* Appends tokens first .. last - 1 in chunks. */
-static inline void append(dp_sequence *s, const cache *c, size_t first, size_t last, size_t chunk)
+static inline void append_to(dp_sequence *s, uint32_t layer, const cache *c, size_t first, size_t last, size_t chunk)
 {
     for (size_t t = first; t < last; t += chunk) {
         const size_t n = last - t < chunk ? last - t : chunk;
-        ck_assert_int_eq(dp_append(s, 0, n, c->k + t * c->n_kv_heads * c->key_dim, 0,
+        ck_assert_int_eq(dp_append(s, layer, n, c->k + t * c->n_kv_heads * c->key_dim, 0,
                                    c->v + t * c->n_kv_heads * c->value_dim, 0), DP_OK);
     }
+}
+
+static inline void append(dp_sequence *s, const cache *c, size_t first, size_t last, size_t chunk)
+{
+    append_to(s, 0, c, first, last, chunk);
+}
+
+static inline dp_memory memory_of(const dp_sequence *s)
+{
+    dp_memory m;
+    dp_memory_init(&m);
+    ck_assert_int_eq(dp_sequence_memory(s, &m), DP_OK);
+    return m;
 }
 
 /* Tests that CK_EXCLUDE_TAGS=slow leaves out: too long for an emulated processor, and it would tell little more there. */
