@@ -88,7 +88,8 @@ static void defaults_paper(void *settings)
     library_settings *const s = settings;
     memset(s, 0, sizeof(*s));
     dp_attention_params_init_paper(&s->params);
-    dp_sequence_config_init_paper(&s->sequence);
+    dp_sequence_config_init(&s->sequence);
+    dp_sequence_config_set_paper(&s->sequence);
 }
 
 /* The library checks its settings itself, when they are used. */

@@ -184,9 +184,9 @@ typedef struct dp_sequence_config {
 
 DP_API void dp_sequence_config_init(dp_sequence_config *config);
 
-/* The index of the paper's form: cluster_growth, outlier_share, query_metric, query_origin and key_codes 0,
- * DP_CLUSTERING_SPHERICAL; the rest as above. */
-DP_API void dp_sequence_config_init_paper(dp_sequence_config *config);
+/* Sets the index of the paper's form in an initialised config: cluster_growth, outlier_share, query_metric, query_origin and
+ * key_codes 0, DP_CLUSTERING_SPHERICAL; leaves the rest. */
+DP_API void dp_sequence_config_set_paper(dp_sequence_config *config);
 
 /* Creates an empty sequence. It keeps a pointer to runtime, which must outlive it. *sequence is NULL after an error.
  * Errors: DP_ERR_INVALID, DP_ERR_NO_MEMORY. */
@@ -440,7 +440,7 @@ typedef struct dp_attention_params {
 DP_API void dp_attention_params_init(dp_attention_params *params);
 
 /* The paper's exact form: (p1, p2) = (0.95, 0.7), DP_REFINE_TOP_P, dispersion = 0, exact_mass = 0, over an index of
- * dp_sequence_config_init_paper. */
+ * dp_sequence_config_set_paper. */
 DP_API void dp_attention_params_init_paper(dp_attention_params *params);
 
 /* What a decode call did, summed over the KV heads; counted from the work lists that the kernels ran. */

@@ -32,9 +32,8 @@ void dp_sequence_config_init(dp_sequence_config *config)
     config->key_codes = 1;
 }
 
-void dp_sequence_config_init_paper(dp_sequence_config *config)
+void dp_sequence_config_set_paper(dp_sequence_config *config)
 {
-    dp_sequence_config_init(config);
     config->cluster_growth = 0;
     config->outlier_share = 0;
     config->clustering = DP_CLUSTERING_SPHERICAL;

@@ -201,7 +201,7 @@ bool model_options_open(const model_options *options, model **m, model_context *
     config.n_sequences = (uint32_t)options->n_methods;
     for (size_t i = 0; i < options->n_methods; i++) {
         dp_sequence_config *const sequence = &config.sequences[i];
-        if (options->paper) dp_sequence_config_init_paper(sequence);
+        if (options->paper) dp_sequence_config_set_paper(sequence);
         sequence->type = options->kv_type;
         config.dense[i] = options->methods[i].params.method == DP_DENSE;
     }
