@@ -54,15 +54,23 @@ typedef void (*dp_key_logits_fn)(const float *q, size_t heads, size_t d, const v
 typedef void (*dp_weighted_values_fn)(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n,
                                       size_t ahead, size_t d, float *acc);
 
-/* Keys in few bits, less their cluster's centroid and in units of step(i). Four tokens lie together, a group, so that lanes
+/* Keys in few bits, less their cluster's centroid and in units of step(i), a number in a byte: that whose bits are
+ * step_base + (step[i] << 19), four bits of exponent and four of mantissa. Four tokens lie together, a group, so that lanes
  * are tokens and dimensions, four and four, and few are summed across: of a group first dimensions 0 to 3 of its tokens, one
  * after the other, then dimensions 4 to 7, ... In four bits (2 d bytes a group) byte b has number b of the first d / 2 dimensions
  * in its low half and number b of the others in its high half; of the signs (d / 2 bytes a group) bit b % 8 of byte b / 8 is
- * number b.
- * q: [heads][d / 4][4][4] int8, none -128: every four dimensions once for each token; sum_of_q[h]: over its d dimensions.
- * Tokens skip .. skip + n - 1, skip < 4, are asked for; of their groups, which begin at codes or signs, every byte is read,
- * of step (bf16) the numbers from step[skip] on. d: a multiple of 8, at most DP_MAX_DIM. Sums are exact integers and the
- * rest is in this order: the same bits on every ISA. */
+ * number b. Tokens skip .. skip + n - 1, skip < 4, are asked for: of their groups every byte is read, of step the numbers
+ * from step[skip] on. */
+typedef struct dp_code_tokens {
+    const uint8_t *codes; /* or signs, of the first group */
+    const uint8_t *step;  /* likewise */
+    uint32_t step_base;   /* bits of a power of two from 2^-126 to 2^111 */
+    size_t skip, n;
+} dp_code_tokens;
+
+/* q: [heads][d / 4][4][4] int8, none -128: every four dimensions once for each token; sum_of_q[h]: over its d dimensions. d: a
+ * multiple of 8, at most DP_MAX_DIM. Sums are exact integers and the rest is in the order of the formulas: the same bits on
+ * every ISA. */
 typedef struct dp_code_queries {
     size_t heads, d;
     const int8_t *q;
@@ -71,13 +79,11 @@ typedef struct dp_code_queries {
 } dp_code_queries;
 
 /* out[h * out_stride + i] = (factor[h] * step(skip + i)) * (float)sum_j q(h, j) * (2 code(skip + i, j) - 15), i < n. */
-typedef void (*dp_code_logits_fn)(const dp_code_queries *q, const uint8_t *codes, const uint16_t *step, size_t skip,
-                                  size_t n, float *out, size_t out_stride);
+typedef void (*dp_code_logits_fn)(const dp_code_queries *q, const dp_code_tokens *tokens, float *out, size_t out_stride);
 
 /* out[h] = the largest (factor[h] * step(skip + i)) * (float)sum_j q(h, j) * (2 bit(skip + i, j) - 1), i < n. NaN are passed
  * over; -Inf when n = 0 or nothing but NaN. */
-typedef void (*dp_sign_max_fn)(const dp_code_queries *q, const uint8_t *signs, const uint16_t *step, size_t skip,
-                               size_t n, float *out);
+typedef void (*dp_sign_max_fn)(const dp_code_queries *q, const dp_code_tokens *tokens, float *out);
 
 enum { DP_CODE_GROUP = 4 };
 
@@ -85,6 +91,15 @@ enum { DP_CODE_GROUP = 4 };
 static inline size_t dp_code_place(size_t j, size_t t)
 {
     return j / 4 * 16 + t * 4 + j % 4;
+}
+
+static inline float dp_code_step(uint32_t base, uint8_t step)
+{
+    const union {
+        uint32_t bits;
+        float value;
+    } x = {base + ((uint32_t)step << 19)};
+    return x.value;
 }
 
 /* Largest x[i]; NaN are passed over; -Inf when n = 0 or nothing but NaN. */

@@ -106,10 +106,19 @@ typedef struct window {
     size_t from, to, groups;
 } window;
 
-DP_INLINE window window_at(size_t first, size_t skip, size_t n)
+DP_INLINE window window_at(size_t first, const dp_code_tokens *t)
 {
-    const size_t left = skip + n - first, to = left < TOKENS ? left : TOKENS;
-    return (window){first < skip ? skip : 0, to, (to + DP_CODE_GROUP - 1) / DP_CODE_GROUP};
+    const size_t left = t->skip + t->n - first, to = left < TOKENS ? left : TOKENS;
+    return (window){first < t->skip ? t->skip : 0, to, (to + DP_CODE_GROUP - 1) / DP_CODE_GROUP};
+}
+
+/* The window's tokens' steps, from lane 0 on. */
+DP_INLINE __m256 steps_at(size_t first, window w, const dp_code_tokens *t)
+{
+    uint64_t bytes = 0;
+    memcpy(&bytes, t->step + first + w.from, w.to - w.from);
+    const __m256i words = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)bytes));
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(words, 19), _mm256_set1_epi32((int)t->step_base)));
 }
 
 /* Logits of the window's tokens, from lane 0 on. */
@@ -121,18 +130,17 @@ DP_INLINE __m256 finish(__m256i sums, int32_t centre, float factor, __m256 steps
                          _mm256_cvtepi32_ps(_mm256_permutevar8x32_epi32(sum, first)));
 }
 
-static void code_logits(const dp_code_queries *q, const uint8_t *codes, const uint16_t *step, size_t skip, size_t n,
-                        float *out, size_t out_stride)
+static void code_logits(const dp_code_queries *q, const dp_code_tokens *t, float *out, size_t out_stride)
 {
     size_t stored = 0;
-    for (size_t first = 0; first < skip + n && n; first += TOKENS) {
-        const window w = window_at(first, skip, n);
-        const __m256 steps = dp_load_first_bf16(step + first + w.from, w.to - w.from);
+    for (size_t first = 0; first < t->skip + t->n && t->n; first += TOKENS) {
+        const window w = window_at(first, t);
+        const __m256 steps = steps_at(first, w, t);
         for (size_t h = 0; h < q->heads; h += HEADS) {
             const size_t heads = q->heads - h < HEADS ? q->heads - h : HEADS;
             __m256i sums[HEADS];
-            block_of_heads(q->q + h * 4 * q->d, q->d, codes + first / DP_CODE_GROUP * 2 * q->d, w.groups, sums, heads,
-                           code_block);
+            block_of_heads(q->q + h * 4 * q->d, q->d, t->codes + first / DP_CODE_GROUP * 2 * q->d, w.groups, sums,
+                           heads, code_block);
             for (size_t i = 0; i < heads; i++)
                 dp_store_first(out + (h + i) * out_stride + stored, w.to - w.from,
                                finish(sums[i], 15 * q->sum_of_q[h + i], q->factor[h + i], steps, w));
@@ -141,21 +149,20 @@ static void code_logits(const dp_code_queries *q, const uint8_t *codes, const ui
     }
 }
 
-static void sign_max(const dp_code_queries *q, const uint8_t *signs, const uint16_t *step, size_t skip, size_t n,
-                     float *out)
+static void sign_max(const dp_code_queries *q, const dp_code_tokens *t, float *out)
 {
     const __m256 lowest = _mm256_set1_ps(-INFINITY);
     for (size_t h = 0; h < q->heads; h += HEADS) {
         const size_t heads = q->heads - h < HEADS ? q->heads - h : HEADS;
         __m256 largest[HEADS];
         for (size_t i = 0; i < heads; i++) largest[i] = lowest;
-        for (size_t first = 0; first < skip + n && n; first += TOKENS) {
-            const window w = window_at(first, skip, n);
-            const __m256 steps = dp_load_first_bf16(step + first + w.from, w.to - w.from);
+        for (size_t first = 0; first < t->skip + t->n && t->n; first += TOKENS) {
+            const window w = window_at(first, t);
+            const __m256 steps = steps_at(first, w, t);
             const __m256 asked = _mm256_castsi256_ps(dp_mask8(w.to - w.from));
             __m256i sums[HEADS];
-            block_of_heads(q->q + h * 4 * q->d, q->d, signs + first / DP_CODE_GROUP * (q->d / 2), w.groups, sums, heads,
-                           sign_block);
+            block_of_heads(q->q + h * 4 * q->d, q->d, t->codes + first / DP_CODE_GROUP * (q->d / 2), w.groups, sums,
+                           heads, sign_block);
             for (size_t i = 0; i < heads; i++) {
                 const __m256 logits = finish(sums[i], q->sum_of_q[h + i], q->factor[h + i], steps, w);
                 largest[i] = _mm256_max_ps(_mm256_blendv_ps(lowest, logits, asked), largest[i]); /* NaN: the second */

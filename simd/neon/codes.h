@@ -49,48 +49,47 @@ typedef struct window {
     size_t from, to;
 } window;
 
-DP_INLINE window window_at(size_t first, size_t skip, size_t n)
+DP_INLINE window window_at(size_t first, const dp_code_tokens *t)
 {
-    const size_t left = skip + n - first;
-    return (window){first ? 0 : skip, left < DP_CODE_GROUP ? left : DP_CODE_GROUP};
+    const size_t left = t->skip + t->n - first;
+    return (window){first ? 0 : t->skip, left < DP_CODE_GROUP ? left : DP_CODE_GROUP};
 }
 
 /* (factor * step) * (2 sum - centre) of a group's tokens; steps are those of the window's tokens. */
 DP_INLINE float32x4_t group_logits(const dp_code_queries *q, size_t h, int32x4_t sums, int32_t centre,
-                                   const uint16_t *step, window w)
+                                   const dp_code_tokens *t, size_t first, window w)
 {
-    uint16_t steps[DP_CODE_GROUP] = {0};
-    for (size_t t = w.from; t < w.to; t++) steps[t] = step[t];
-    const float32x4_t units = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(steps), 16));
+    float steps[DP_CODE_GROUP] = {0};
+    for (size_t i = w.from; i < w.to; i++) steps[i] = dp_code_step(t->step_base, t->step[first + i]);
     const int32x4_t sum = vsubq_s32(vshlq_n_s32(sums, 1), vdupq_n_s32(centre));
-    return vmulq_f32(vmulq_f32(vdupq_n_f32(q->factor[h]), units), vcvtq_f32_s32(sum));
+    return vmulq_f32(vmulq_f32(vdupq_n_f32(q->factor[h]), vld1q_f32(steps)), vcvtq_f32_s32(sum));
 }
 
-DP_INLINE void code_logits_by(const dp_code_queries *q, const uint8_t *codes, const uint16_t *step, size_t skip,
-                              size_t n, float *out, size_t out_stride, dot4 by)
+DP_INLINE void code_logits_by(const dp_code_queries *q, const dp_code_tokens *t, float *out, size_t out_stride, dot4 by)
 {
-    for (size_t first = 0; first < skip + n && n; first += DP_CODE_GROUP, codes += 2 * q->d) {
-        const window w = window_at(first, skip, n);
+    const uint8_t *codes = t->codes;
+    for (size_t first = 0; first < t->skip + t->n && t->n; first += DP_CODE_GROUP, codes += 2 * q->d) {
+        const window w = window_at(first, t);
         for (size_t h = 0; h < q->heads; h++) {
             const int32x4_t sums = code_group(q->q + h * 4 * q->d, q->d, codes, by);
             float logits[DP_CODE_GROUP];
-            vst1q_f32(logits, group_logits(q, h, sums, 15 * q->sum_of_q[h], step + first, w));
-            for (size_t t = w.from; t < w.to; t++) out[h * out_stride + first + t - skip] = logits[t];
+            vst1q_f32(logits, group_logits(q, h, sums, 15 * q->sum_of_q[h], t, first, w));
+            for (size_t i = w.from; i < w.to; i++) out[h * out_stride + first + i - t->skip] = logits[i];
         }
     }
 }
 
-DP_INLINE void sign_max_by(const dp_code_queries *q, const uint8_t *signs, const uint16_t *step, size_t skip, size_t n,
-                           float *out, dot4 by)
+DP_INLINE void sign_max_by(const dp_code_queries *q, const dp_code_tokens *t, float *out, dot4 by)
 {
     for (size_t h = 0; h < q->heads; h++) out[h] = -INFINITY;
-    for (size_t first = 0; first < skip + n && n; first += DP_CODE_GROUP, signs += q->d / 2) {
-        const window w = window_at(first, skip, n);
+    const uint8_t *signs = t->codes;
+    for (size_t first = 0; first < t->skip + t->n && t->n; first += DP_CODE_GROUP, signs += q->d / 2) {
+        const window w = window_at(first, t);
         for (size_t h = 0; h < q->heads; h++) {
             const int32x4_t sums = sign_group(q->q + h * 4 * q->d, q->d, signs, by);
             float logits[DP_CODE_GROUP];
-            vst1q_f32(logits, group_logits(q, h, sums, q->sum_of_q[h], step + first, w));
-            for (size_t t = w.from; t < w.to; t++) out[h] = logits[t] > out[h] ? logits[t] : out[h];
+            vst1q_f32(logits, group_logits(q, h, sums, q->sum_of_q[h], t, first, w));
+            for (size_t i = w.from; i < w.to; i++) out[h] = logits[i] > out[h] ? logits[i] : out[h];
         }
     }
 }

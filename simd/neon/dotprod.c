@@ -14,16 +14,14 @@ DP_INLINE int32x4_t total(dot4_sum sum)
     return sum.part[0];
 }
 
-static void code_logits(const dp_code_queries *q, const uint8_t *codes, const uint16_t *step, size_t skip, size_t n,
-                        float *out, size_t out_stride)
+static void code_logits(const dp_code_queries *q, const dp_code_tokens *t, float *out, size_t out_stride)
 {
-    code_logits_by(q, codes, step, skip, n, out, out_stride, (dot4){add, total});
+    code_logits_by(q, t, out, out_stride, (dot4){add, total});
 }
 
-static void sign_max(const dp_code_queries *q, const uint8_t *signs, const uint16_t *step, size_t skip, size_t n,
-                     float *out)
+static void sign_max(const dp_code_queries *q, const dp_code_tokens *t, float *out)
 {
-    sign_max_by(q, signs, step, skip, n, out, (dot4){add, total});
+    sign_max_by(q, t, out, (dot4){add, total});
 }
 
 void dp_kernels_init_neon_dotprod(dp_kernels *k)

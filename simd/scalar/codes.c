@@ -1,42 +1,40 @@
 /* Scalar logits of keys in four bits, and the largest by their signs. */
-#include "../half.h"
 #include "scalar.h"
 
 #include <math.h>
 
-static void code_logits(const dp_code_queries *q, const uint8_t *codes, const uint16_t *step, size_t skip, size_t n,
-                        float *out, size_t out_stride)
+static void code_logits(const dp_code_queries *q, const dp_code_tokens *tokens, float *out, size_t out_stride)
 {
     const size_t d = q->d;
-    for (size_t t = skip; t < skip + n; t++)
+    for (size_t t = tokens->skip; t < tokens->skip + tokens->n; t++)
         for (size_t h = 0; h < q->heads; h++) {
-            const uint8_t *const group = codes + t / DP_CODE_GROUP * 2 * d;
+            const uint8_t *const group = tokens->codes + t / DP_CODE_GROUP * 2 * d;
             const int8_t *const low = q->q + h * 4 * d, *const high = low + 2 * d;
             int32_t sum = 0;
             for (size_t j = 0; j < d / 2; j++) {
                 const size_t b = dp_code_place(j, t % DP_CODE_GROUP);
                 sum += low[b] * (group[b] & 15) + high[b] * (group[b] >> 4);
             }
-            out[h * out_stride + t - skip] =
-                q->factor[h] * dp_f32_from_bf16(step[t]) * (float)(2 * sum - 15 * q->sum_of_q[h]);
+            out[h * out_stride + t - tokens->skip] = q->factor[h] * dp_code_step(tokens->step_base, tokens->step[t]) *
+                                                     (float)(2 * sum - 15 * q->sum_of_q[h]);
         }
 }
 
-static void sign_max(const dp_code_queries *q, const uint8_t *signs, const uint16_t *step, size_t skip, size_t n,
-                     float *out)
+static void sign_max(const dp_code_queries *q, const dp_code_tokens *tokens, float *out)
 {
     const size_t d = q->d;
     for (size_t h = 0; h < q->heads; h++) {
         const int8_t *const x = q->q + h * 4 * d;
         out[h] = -INFINITY;
-        for (size_t t = skip; t < skip + n; t++) {
-            const uint8_t *const group = signs + t / DP_CODE_GROUP * (d / 2);
+        for (size_t t = tokens->skip; t < tokens->skip + tokens->n; t++) {
+            const uint8_t *const group = tokens->codes + t / DP_CODE_GROUP * (d / 2);
             int32_t sum = 0;
             for (size_t j = 0; j < d; j++) {
                 const size_t b = dp_code_place(j, t % DP_CODE_GROUP);
                 sum += group[b / 8] >> b % 8 & 1 ? x[b] : 0;
             }
-            const float logit = q->factor[h] * dp_f32_from_bf16(step[t]) * (float)(2 * sum - q->sum_of_q[h]);
+            const float logit =
+                q->factor[h] * dp_code_step(tokens->step_base, tokens->step[t]) * (float)(2 * sum - q->sum_of_q[h]);
             if (logit > out[h]) out[h] = logit;
         }
     }

@@ -152,7 +152,7 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
             if (!flags[c]) continue;
             if ((flags[c] & (SELECT_LOOK | SELECT_REFINE)) == SELECT_LOOK)
                 h->counts.bytes_codes +=
-                    dp_segment_groups(segment, c) * dp_sign_bytes(f) + size * sizeof *segment->code_step;
+                    dp_segment_groups(segment, c) * dp_sign_bytes(f) + size * sizeof *segment->code_step + 1;
             if (flags[c] & SELECT_REFINE) {
                 add_cluster(f, h, segment, c);
                 read = size;

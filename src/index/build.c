@@ -132,30 +132,47 @@ static void take_outliers(build *b)
     dp_kmeans_update(p);
 }
 
-/* Numbers the clusters that have members, single tokens last, and lays out their rows. */
+static void number_cluster(build *b, dp_segment *seg, size_t mean)
+{
+    b->fill[mean] = seg->n_clusters; /* for now: the cluster's new number */
+    seg->offset[seg->n_clusters + 1] = seg->offset[seg->n_clusters] + b->kmeans.count[mean];
+    seg->n_clusters++;
+}
+
+/* The next mean from number `from` on whose count leaves that remainder in groups; or n_means. */
+static size_t next_mean(const dp_kmeans *p, size_t from, size_t remainder)
+{
+    while (from < p->n_means && (!p->count[from] || p->count[from] % DP_CODE_GROUP != remainder)) from++;
+    return from;
+}
+
+/* Numbers the clusters that have members, single tokens last, and lays out their rows, so that clusters share few groups of
+ * codes: whole groups first, halves by two, then three quarters and a quarter by turns. */
 static void number_clusters(build *b, dp_segment *seg)
 {
     dp_kmeans *const p = &b->kmeans;
-    uint32_t n = 0, row = 0;
-    for (size_t j = 0; j < p->n_means; j++) {
-        if (!p->count[j]) continue;
-        if (n != j) memcpy(p->centroids + n * p->dim, p->centroids + j * p->dim, p->dim * sizeof *p->centroids);
-        seg->offset[n] = row;
-        row += p->count[j];
-        b->fill[j] = n++; /* for now: the cluster's new number */
+    seg->n_clusters = seg->offset[0] = 0;
+    for (size_t remainder = 0; remainder <= 2; remainder += 2)
+        for (size_t j = next_mean(p, 0, remainder); j < p->n_means; j = next_mean(p, j + 1, remainder))
+            number_cluster(b, seg, j);
+    size_t three = next_mean(p, 0, 3), one = next_mean(p, 0, 1);
+    while (three < p->n_means || one < p->n_means) {
+        if (three < p->n_means) number_cluster(b, seg, three);
+        three = next_mean(p, three + 1, 3);
+        if (one < p->n_means) number_cluster(b, seg, one);
+        one = next_mean(p, one + 1, 1);
     }
     for (size_t i = 0; i < p->n; i++) {
         if (p->assignment[i] != UINT32_MAX) {
             b->cluster[i] = b->fill[p->assignment[i]];
             continue;
         }
-        seg->offset[n] = row++;
-        b->cluster[i] = n++;
+        b->cluster[i] = seg->n_clusters;
+        seg->offset[seg->n_clusters + 1] = seg->offset[seg->n_clusters] + 1;
+        seg->n_clusters++;
     }
-    seg->offset[n] = row;
-    seg->n_clusters = n;
-    seg->n_panels = (n + DP_PANEL - 1) / DP_PANEL;
-    memset(b->fill, 0, n * sizeof *b->fill);
+    seg->n_panels = (seg->n_clusters + DP_PANEL - 1) / DP_PANEL;
+    memset(b->fill, 0, seg->n_clusters * sizeof *b->fill);
 }
 
 /* Moves the rows into their clusters' runs, or lists the clusters' tokens only. */
@@ -250,7 +267,43 @@ static void clear_codes(const dp_row_format *f, dp_segment *seg)
     memset(seg->codes + (groups - 1) * dp_code_bytes(f), 0, dp_code_bytes(f));
 }
 
-/* The cluster's keys less its centroid, as that was rounded, in four bits, and their signs. */
+static uint32_t bits_of(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+/* Exponent of the base of steps up to the given one: their bytes reach it. */
+static uint8_t code_base(float largest)
+{
+    enum { OCTAVES = 15, MOST = 238 };
+    if (!isfinite(largest)) return 1; /* all rows will be read */
+    const uint32_t top = (bits_of(largest) + (1u << 19) - 1) >> 23;
+    return (uint8_t)(top <= OCTAVES ? 1 : top - OCTAVES < MOST ? top - OCTAVES : MOST);
+}
+
+/* The byte of the smallest step that is not below x. */
+static uint8_t code_step(uint32_t base, float x)
+{
+    const uint32_t bits = bits_of(x);
+    if (!isfinite(x) || bits <= base) return 0;
+    const uint32_t byte = (bits - base + (1u << 19) - 1) >> 19;
+    return (uint8_t)(byte < UINT8_MAX ? byte : UINT8_MAX);
+}
+
+/* Key less centroid, in b->row; returns the largest element. */
+static float load_difference(const dp_sequence *s, const build *b, uint32_t token, const float *centroid)
+{
+    const dp_row_format *const f = &s->format;
+    s->runtime->kernels.to_f32[f->type](b->row, b->keys + token * f->key_bytes, f->key_dim);
+    s->runtime->kernels.axpy(b->row, centroid, -1.0f, f->key_dim);
+    float largest = 0;
+    for (size_t j = 0; j < f->key_dim; j++) largest = fmaxf(largest, fabsf(b->row[j]));
+    return largest;
+}
+
+/* The cluster's keys less its centroid, as that was rounded, in four bits, and their signs. b->weight is done with. */
 static void store_codes(const dp_sequence *s, const build *b, dp_segment *seg, uint32_t c)
 {
     const dp_row_format *const f = &s->format;
@@ -260,18 +313,17 @@ static void store_codes(const dp_sequence *s, const build *b, dp_segment *seg, u
     float centroid[DP_MAX_DIM];
     for (size_t j = 0; j < dim; j++)
         centroid[j] = seg->mean_key[j] + step_of_centroid * panel[j / 4 * 64 + c % DP_PANEL * 4 + j % 4];
-    for (uint32_t i = seg->offset[c]; i < seg->offset[c + 1]; i++) {
-        s->runtime->kernels.to_f32[f->type](b->row, b->keys + seg->token[i] * f->key_bytes, dim);
-        s->runtime->kernels.axpy(b->row, centroid, -1.0f, dim);
-        float largest = 0;
-        for (size_t j = 0; j < dim; j++) largest = fmaxf(largest, fabsf(b->row[j]));
-        float step = largest / 15.0f;
-        s->runtime->kernels.from_f32[DP_BF16](seg->code_step + i, &step, 1);
-        s->runtime->kernels.to_f32[DP_BF16](&step, seg->code_step + i, 1);
-        const float inverse = step > 0 && isfinite(1.0f / step) ? 1.0f / step : 0.0f;
-        const size_t group = i / DP_CODE_GROUP, t = i % DP_CODE_GROUP;
-        uint8_t *const code = seg->codes + group * dp_code_bytes(f), *const signs =
-                                                                         seg->signs + group * dp_sign_bytes(f);
+    const uint32_t first = seg->offset[c], n = dp_segment_size(seg, c);
+    for (uint32_t i = 0; i < n; i++) b->weight[i] = load_difference(s, b, seg->token[first + i], centroid) / 15.0f;
+    seg->code_base[c] = code_base(s->runtime->kernels.max(b->weight, n));
+    const uint32_t base = (uint32_t)seg->code_base[c] << 23;
+    for (uint32_t i = 0; i < n; i++) {
+        load_difference(s, b, seg->token[first + i], centroid);
+        seg->code_step[first + i] = code_step(base, b->weight[i]);
+        const float inverse = 1.0f / dp_code_step(base, seg->code_step[first + i]);
+        const size_t group = (first + i) / DP_CODE_GROUP, t = (first + i) % DP_CODE_GROUP;
+        uint8_t *const code = seg->codes + group * dp_code_bytes(f);
+        uint8_t *const signs = seg->signs + group * dp_sign_bytes(f);
         for (size_t j = 0; j < dim; j++) {
             const size_t place = dp_code_place(j, t);
             signs[place / 8] |= (uint8_t)((b->row[j] > 0) << place % 8);

@@ -41,6 +41,7 @@ static size_t lay_out(dp_segment *s, char *base, const dp_row_format *f)
         const size_t groups = n_clusters ? ((size_t)s->n_tokens + DP_CODE_GROUP - 1) / DP_CODE_GROUP : 0;
         PART(codes, groups * dp_code_bytes(f));
         PART(code_step, n_clusters ? s->n_tokens : 0);
+        PART(code_base, n_clusters);
         PART(signs, groups * dp_sign_bytes(f));
     }
     PART(offset, n_clusters + 1);

@@ -35,7 +35,8 @@ typedef struct dp_segment {
     float *slope_step;   /* [key_dim] */
     uint8_t *codes;      /* where the format has codes: keys less their cluster's centroid, in four bits, in cluster
                               order and in groups of DP_CODE_GROUP tokens as code_logits wants them, in units of */
-    uint16_t *code_step; /* bf16 [n_tokens] */
+    uint8_t *code_step;  /* [n_tokens] in a byte, with */
+    uint8_t *code_base;  /* [n_clusters] the exponent of step_base */
     uint8_t *signs;      /* of the same, likewise, as sign_max wants them */
     uint32_t *offset;    /* [n_clusters + 1] first row of the cluster, in rows of the segment */
     uint16_t *token;     /* [n_tokens] token number less first_token, in cluster order */

@@ -2,6 +2,7 @@
 #include "harness.h"
 #include "oracle.h"
 
+#include <math.h>
 #include <string.h>
 
 /* What a call reads, each in a buffer of its own. */
@@ -10,9 +11,9 @@ typedef struct codes_case {
     size_t skip, n, bits, group_bytes, groups;
     int8_t *arranged;
     int32_t *sums;
-    float *factor, *steps;
-    uint8_t *codes;
-    uint16_t *step_bits;
+    float *factor;
+    uint8_t *codes, *steps;
+    uint32_t step_base;
 } codes_case;
 
 static codes_case random_case(size_t heads, size_t d, size_t skip, size_t n, contents kind, int extreme, size_t bits)
@@ -22,12 +23,11 @@ static codes_case random_case(size_t heads, size_t d, size_t skip, size_t n, con
     c.arranged = allocate(heads * 4 * d);
     c.sums = allocate(heads * sizeof *c.sums);
     c.factor = allocate(heads * sizeof *c.factor);
-    c.steps = allocate((skip + n) * sizeof *c.steps);
-    c.step_bits = allocate((skip + n) * sizeof *c.step_bits);
+    c.steps = allocate(skip + n);
+    c.step_base = (1 + (uint32_t)random_below(238)) << 23;
     c.codes = allocate(c.groups * c.group_bytes);
     fill(c.factor, heads, kind);
-    fill(c.steps, skip + n, kind);
-    for (size_t i = 0; i < skip + n; i++) oracle_store(c.step_bits, i, c.steps[i], DP_BF16);
+    for (size_t i = 0; i < skip + n; i++) c.steps[i] = (uint8_t)random_below(256);
     for (size_t h = 0; h < heads; h++) {
         c.sums[h] = 0;
         for (size_t j = 0; j < d; j++) { /* the largest sums, too */
@@ -50,14 +50,16 @@ static void call(const codes_case *c, size_t run, float *out, size_t out_stride)
                                .q = place(c->arranged, heads * 4 * d, run * random_shift(1)),
                                .sum_of_q = place(c->sums, heads * sizeof *c->sums, run ? random_shift(4) : 0),
                                .factor = place(c->factor, heads * sizeof *c->factor, run ? random_shift(4) : 0)};
-    const uint8_t *const codes = place(c->codes, c->groups * c->group_bytes, run * random_shift(1));
-    /* those before the first token are no one's */
-    const uint16_t *const step =
-        (const uint16_t *)place(c->step_bits + c->skip, c->n * sizeof *step, run ? random_shift(2) : 0) - c->skip;
+    /* steps before the first token are no one's */
+    const dp_code_tokens tokens = {.codes = place(c->codes, c->groups * c->group_bytes, run * random_shift(1)),
+                                   .step = (uint8_t *)place(c->steps + c->skip, c->n, run * random_shift(1)) - c->skip,
+                                   .step_base = c->step_base,
+                                   .skip = c->skip,
+                                   .n = c->n};
     if (c->bits == 1)
-        kernels.sign_max(&q, codes, step, c->skip, c->n, out);
+        kernels.sign_max(&q, &tokens, out);
     else
-        kernels.code_logits(&q, codes, step, c->skip, c->n, out, out_stride);
+        kernels.code_logits(&q, &tokens, out, out_stride);
 }
 
 /* factor * step * the exact sum of token t. */
@@ -73,7 +75,9 @@ static float expected_logit(const codes_case *c, size_t h, size_t t)
                                       : 2 * (half ? group[number] >> 4 : group[number] & 15) - 15;
         sum += c->arranged[h * 4 * d + j / 4 * 16 + j % 4] * code;
     }
-    return c->factor[h] * (float)oracle_element(c->step_bits, t, DP_BF16) * (float)sum;
+    /* 2^(exponent of the base + high half of the byte) * (1 + low half / 16) */
+    const float step = ldexpf(1 + (float)(c->steps[t] % 16) / 16, (int)(c->step_base >> 23) - 127 + c->steps[t] / 16);
+    return c->factor[h] * step * (float)sum;
 }
 
 static void check_code_logits(const codes_case *c)

@@ -134,11 +134,11 @@ static double true_mass(const dp_step *step, const dp_head_step *h, const dp_seg
 }
 
 /* Five standard deviations of a logit's error, its key's elements being off by up to a step either way. */
-static double logit_error(const dp_step *step, const dp_head_step *h, const dp_segment *segment, uint32_t row, size_t query)
+static double logit_error(const dp_step *step, const dp_head_step *h, const dp_segment *segment, uint32_t cluster,
+                          uint32_t row, size_t query)
 {
-    float unit;
+    const float unit = dp_code_step((uint32_t)segment->code_base[cluster] << 23, segment->code_step[row]);
     double norm2 = 0;
-    step->kernels->to_f32[DP_BF16](&unit, segment->code_step + row, 1);
     for (size_t j = 0; j < DIM; j++) norm2 += (double)h->q[query * DIM + j] * (double)h->q[query * DIM + j];
     return 5 * (double)(step->sequence->scale * unit) * sqrt(norm2 / 3);
 }
@@ -158,10 +158,10 @@ static void check_scan(void *user, const dp_step *step)
             double most = 0, off = 0; /* largest mass in units of the limit; how far it may be off */
             for (size_t r = 0; r < 2; r++) {
                 const double mass = true_mass(step, h, segment, row, r);
-                off = fmax(off, logit_error(step, h, segment, row, r));
+                off = fmax(off, logit_error(step, h, segment, ref->cluster, row, r));
                 most = fmax(most, mass / h->token_limit[r]);
                 if (!wanted) left[r] += mass;
-                if (!wanted) bound[r] += mass * expm1(logit_error(step, h, segment, row, r));
+                if (!wanted) bound[r] += mass * expm1(logit_error(step, h, segment, ref->cluster, row, r));
             }
             if (wanted) ck_assert_double_gt(most, exp(-off));
             if (most > exp(off)) ck_assert(wanted);
