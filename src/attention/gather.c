@@ -21,8 +21,9 @@ static float *accumulators(const dp_step *step, float *partial)
 /* A thread's memory. The lists hold the batch at work, then the one after it, whose rows are fetched meanwhile. */
 typedef struct gather_scratch {
     const void *keys[2 * BATCH_ROWS], *values[2 * BATCH_ROWS];
-    uint32_t positions[2 * BATCH_ROWS];
-    float weights[]; /* [rows][BATCH_ROWS], then a mass per row */
+    uint32_t positions[BATCH_ROWS];
+    float units[BATCH_ROWS], several[BATCH_ROWS]; /* of mean values; 1 for clusters of more than one token, or 0 */
+    float weights[];                              /* [rows][BATCH_ROWS], then a mass per row */
 } gather_scratch;
 
 size_t dp_gather_scratch_bytes(const dp_step *step)
@@ -159,20 +160,22 @@ static void gather_means(dp_gather_task task, float *partial, gather_scratch *sc
             const uint32_t cluster = h->estimated[i].cluster;
             scratch->values[n] = segment->mean_values + (size_t)cluster * dim;
             __builtin_prefetch(scratch->values[n], 0, 2);
+            scratch->units[n] = segment->mean_step[cluster];
+            scratch->several[n] = dp_segment_size(segment, cluster) > 1 ? 1.0f : 0.0f;
             scratch->positions[n++] = cluster;
         }
         for (size_t r = 0; r < step->rows; r++) {
             const float *const mass = h->mass + r * h->n_positions + position;
             float *const weights = scratch->weights + r * BATCH_ROWS;
-            float sum = 0, alone = 0;
+            float sum = 0, spread = 0;
             for (size_t j = 0; j < n; j++) {
-                const uint32_t cluster = scratch->positions[j];
-                weights[j] = mass[cluster] * segment->mean_step[cluster];
-                sum += mass[cluster];
-                alone += dp_segment_size(segment, cluster) == 1 ? mass[cluster] : 0;
+                const float m = mass[scratch->positions[j]];
+                weights[j] = m * scratch->units[j];
+                sum += m;
+                spread += m * scratch->several[j];
             }
             partial[2 * r + 1] += sum;
-            spread_mass[r] += sum - alone;
+            spread_mass[r] += spread;
         }
         step->kernels->weighted_means(scratch->weights, BATCH_ROWS, step->rows, scratch->values, n, dim, values);
         const uint32_t next = i < item->last ? h->estimated[i].segment : UINT32_MAX;

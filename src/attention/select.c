@@ -111,12 +111,6 @@ static bool select_row(const dp_step *step, dp_head_step *h, size_t row)
     return true;
 }
 
-static bool can_scan(const dp_step *step, const dp_segment *segment, size_t cluster)
-{
-    return step->sequence->format.has_codes && cluster < segment->n_clusters &&
-           dp_segment_size(segment, (uint32_t)cluster) > 1;
-}
-
 /* What a token costs that is looked at, in rows: a look at the signs leads to the codes one time in four. */
 static float look_cost(const dp_row_format *f)
 {
@@ -125,15 +119,31 @@ static float look_cost(const dp_row_format *f)
 }
 
 /* Errors by cost, in rows: the tokens of a cluster, or, where it is looked at, about one that is read. */
-static void rank_clusters(const dp_step *step, const dp_segment *segment, const float *joint, float *rank)
+static void rank_clusters(const dp_step *step, const dp_segment *segment, const float *restrict joint,
+                          float *restrict rank)
 {
     const bool codes = step->sequence->format.has_codes;
-    const float look = look_cost(&step->sequence->format);
-    for (uint32_t c = 0; c < segment->n_clusters; c++) {
-        const float tokens = (float)(int32_t)dp_segment_size(segment, c), looked = 1.0f + look * tokens;
-        rank[c] = joint[c] / (codes && tokens > 1 ? looked : tokens);
+    const float read = codes ? 1.0f : 0.0f, look = codes ? look_cost(&step->sequence->format) : 1.0f;
+    const uint32_t *const offset = segment->offset;
+    const size_t n = segment->n_clusters;
+    for (size_t c = 0; c < n; c++) {
+        const float tokens = (float)(int32_t)(offset[c + 1] - offset[c]);
+        rank[c] = joint[c] / (tokens > 1 ? read + look * tokens : tokens);
     }
-    for (size_t i = segment->n_clusters; i < (size_t)segment->n_panels * DP_PANEL; i++) rank[i] = 0.0f;
+    for (size_t i = n; i < (size_t)segment->n_panels * DP_PANEL; i++) rank[i] = 0.0f;
+}
+
+/* Clusters from the threshold on are looked at, or read, where they are one token or there are no codes. */
+static void mark_ranked(const dp_step *step, const dp_segment *segment, const float *restrict rank, float threshold,
+                        uint8_t *restrict flags)
+{
+    const uint32_t *const offset = segment->offset;
+    const size_t n = segment->n_clusters;
+    const uint8_t one = SELECT_ESTIMATE | SELECT_REFINE, more = step->sequence->format.has_codes ? SELECT_LOOK : one;
+    for (size_t c = 0; c < n; c++) {
+        const uint8_t wanted = offset[c + 1] - offset[c] > 1 ? more : one;
+        flags[c] |= rank[c] >= threshold && rank[c] > 0 ? wanted : 0;
+    }
 }
 
 /* The error budget, for the query rows together: a row that is read serves them all, so clusters are refined in order
@@ -142,29 +152,26 @@ static void rank_clusters(const dp_step *step, const dp_segment *segment, const 
 static void spend_budget(const dp_step *step, dp_head_step *h)
 {
     const size_t n = h->n_positions;
-    float refine = 0.0f;
-    if (step->params.epsilon > 0) {
-        size_t position = 0;
-        for (uint32_t s = 0; s < h->head->n_segments; s++) {
-            const dp_segment *const segment = &h->head->segments[s];
-            rank_clusters(step, segment, h->joint + position, h->rank + position);
-            position += (size_t)segment->n_panels * DP_PANEL;
-        }
-        /* What exceeds the whole budget is read anyway; as it is, it would drown the rest in rounding. */
-        const float most = 2.0f * (float)step->rows;
-        for (size_t i = 0; i < n; i++) h->joint[i] = h->joint[i] <= most ? h->joint[i] : most;
-        const double all = step->kernels->sum_at_least(h->rank, h->joint, n, 0.0f);
-        refine = find_threshold(step, h->rank, h->joint, n, all - (double)step->rows, 100.0f);
+    if (!(step->params.epsilon > 0)) { /* all that is kept */
+        for (size_t i = 0; i < n; i++) h->flags[i] |= h->flags[i] ? SELECT_ESTIMATE | SELECT_REFINE : 0;
+        return;
     }
     size_t position = 0;
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const dp_segment *const segment = &h->head->segments[s];
-        for (size_t i = 0; i < (size_t)segment->n_panels * DP_PANEL; i++, position++)
-            if (step->params.epsilon > 0 ? h->rank[position] >= refine && h->rank[position] > 0
-                                         : h->flags[position] != 0)
-                h->flags[position] |= step->params.epsilon > 0 && can_scan(step, segment, i)
-                                          ? SELECT_LOOK
-                                          : SELECT_ESTIMATE | SELECT_REFINE;
+        rank_clusters(step, segment, h->joint + position, h->rank + position);
+        position += (size_t)segment->n_panels * DP_PANEL;
+    }
+    /* What exceeds the whole budget is read anyway; as it is, it would drown the rest in rounding. */
+    const float most = 2.0f * (float)step->rows;
+    for (size_t i = 0; i < n; i++) h->joint[i] = h->joint[i] <= most ? h->joint[i] : most;
+    const double all = step->kernels->sum_at_least(h->rank, h->joint, n, 0.0f);
+    const float refine = find_threshold(step, h->rank, h->joint, n, all - (double)step->rows, 100.0f);
+    position = 0;
+    for (uint32_t s = 0; s < h->head->n_segments; s++) {
+        const dp_segment *const segment = &h->head->segments[s];
+        mark_ranked(step, segment, h->rank + position, refine, h->flags + position);
+        position += (size_t)segment->n_panels * DP_PANEL;
     }
 }
 
