@@ -42,18 +42,31 @@ static void round_query(const dp_step *step, dp_head_step *h, size_t row)
     h->code_factor[row] = inverse > 0 ? unit * step->sequence->scale : 0.0f;
 }
 
+/* Whether any of eight flags has the bit: most clusters are passed over so. */
+static bool any_of_8(const uint8_t *flags, uint8_t bit)
+{
+    uint64_t eight;
+    memcpy(&eight, flags, sizeof eight);
+    return (eight & 0x0101010101010101u * bit) != 0;
+}
+
 void dp_scan_plan(const dp_step *step, dp_head_step *h)
 {
     h->n_scanned = 0;
     size_t position = 0, token = 0;
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const dp_segment *const segment = &h->head->segments[s];
-        for (uint32_t c = 0; c < segment->n_clusters; c++)
+        for (uint32_t c = 0; c < segment->n_clusters; c++) {
+            if (c % 8 == 0 && !any_of_8(h->flags + position + c, SELECT_LOOK)) {
+                c += 7;
+                continue;
+            }
             if ((h->flags[position + c] & (SELECT_LOOK | SELECT_REFINE)) == SELECT_LOOK)
                 h->scanned[h->n_scanned++] = (dp_cluster_ref){.segment = s,
                                                               .cluster = c,
                                                               .position = (uint32_t)position + c,
                                                               .first_token = (uint32_t)token + segment->offset[c]};
+        }
         position += (size_t)segment->n_panels * DP_PANEL;
         token += dp_segment_stale(segment) ? 0 : segment->n_tokens;
     }
