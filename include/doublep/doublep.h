@@ -177,7 +177,7 @@ typedef struct dp_sequence_config {
                                        1; 0: plain means (the paper's form) */
     int32_t borrowed;               /* 0 (default): the sequence keeps the rows of keys and values; 1: the caller does, see
                                        dp_borrow */
-    uint32_t key_codes;             /* 1 (default): clustered keys are kept in one bit and in four bits, too (key_dim * 5 / 8 + 2
+    uint32_t key_codes;             /* 1 (default): clustered keys are kept in one bit and in four bits, too (key_dim * 5 / 8 + 1
                                        bytes a token), so that refining a cluster reads these and the rows of the few tokens
                                        that matter; 0: refining reads all rows of the cluster */
 } dp_sequence_config;
