@@ -17,7 +17,8 @@
 
 enum {
     DP_PANEL = 16,    /* clusters in a centroid panel, on every ISA: the layout in memory does not depend on the ISA */
-    DP_MAX_DIM = 512, /* largest d of key_logits and code_logits */
+    DP_CODE_GROUP = 4, /* tokens whose keys in few bits lie together */
+    DP_MAX_DIM = 512, /* largest d of key_logits, code_logits and sign_max */
     DP_WORST_ERROR = 100000, /* see cluster_mass */
 };
 
@@ -70,7 +71,7 @@ typedef struct dp_code_tokens {
 
 /* q: [heads][d / 4][4][4] int8, none -128: every four dimensions once for each token; sum_of_q[h]: over its d dimensions. d: a
  * multiple of 8, at most DP_MAX_DIM. Sums are exact integers and the rest is in the order of the formulas: the same bits on
- * every ISA. */
+ * every ISA, but for the sign of a zero. */
 typedef struct dp_code_queries {
     size_t heads, d;
     const int8_t *q;
@@ -84,8 +85,6 @@ typedef void (*dp_code_logits_fn)(const dp_code_queries *q, const dp_code_tokens
 /* out[h] = the largest (factor[h] * step(skip + i)) * (float)sum_j q(h, j) * (2 bit(skip + i, j) - 1), i < n. NaN are passed
  * over; -Inf when n = 0 or nothing but NaN. */
 typedef void (*dp_sign_max_fn)(const dp_code_queries *q, const dp_code_tokens *tokens, float *out);
-
-enum { DP_CODE_GROUP = 4 };
 
 /* Where dimension j of a group's token t is: a number b as above. */
 static inline size_t dp_code_place(size_t j, size_t t)
@@ -110,7 +109,7 @@ typedef float (*dp_max_fn)(const float *x, size_t n);
 typedef float (*dp_exp_sum_fn)(float *x, size_t n, float max);
 
 /* x[h * x_stride + i] becomes y = exp(x - max[h]), as in exp_sum, h < heads, i < n; wanted[i] = 1 where !(y <= limit[h]) for
- * any h, else 0; left[h] += the sum of y over i with wanted[i] = 0. max finite. */
+ * any h, else 0; left[h] += the sum of y over i with wanted[i] = 0. */
 typedef void (*dp_split_masses_fn)(float *x, size_t x_stride, size_t heads, size_t n, const float *max,
                                    const float *limit, uint8_t *wanted, float *left);
 
@@ -195,10 +194,10 @@ enum {
     DP_CPU_AVX2 = 1u << 0,         /* AVX2, FMA, F16C and the OS saves YMM */
     DP_CPU_AVX512 = 1u << 1,       /* AVX-512 F, BW, DQ, VL and the OS saves ZMM */
     DP_CPU_AVX512_BF16 = 1u << 2,  /* additionally AVX512_BF16 */
-    DP_CPU_AVX512_VNNI = 1u << 6,  /* additionally AVX512_VNNI */
     DP_CPU_NEON = 1u << 3,         /* Advanced SIMD */
     DP_CPU_NEON_BF16 = 1u << 4,    /* additionally FEAT_BF16 */
     DP_CPU_NEON_DOTPROD = 1u << 5, /* additionally FEAT_DotProd */
+    DP_CPU_AVX512_VNNI = 1u << 6,  /* additionally AVX512_VNNI */
 };
 
 unsigned dp_cpu_features(void);

@@ -96,8 +96,11 @@ static double sum_inertia(const dp_sequence *sequence)
     for (uint32_t h = 0; h < shape.n_kv_heads; h++) {
         const dp_head *const head = &sequence->layers[0].heads[h];
         for (uint32_t i = 0; i < head->n_segments; i++)
-            for (uint32_t c = 0; c < head->segments[i].n_clusters; c++)
-                sum += (double)head->segments[i].size[c] * (double)head->segments[i].spread[c] * shape.dim;
+            for (uint32_t c = 0; c < head->segments[i].n_clusters; c++) {
+                float spread; /* rounding of the centroids to int8 included */
+                sequence->runtime->kernels.to_f32[DP_BF16](&spread, head->segments[i].spread + c, 1);
+                sum += (double)dp_segment_size(&head->segments[i], c) * (double)spread * shape.dim;
+            }
     }
     return sum;
 }

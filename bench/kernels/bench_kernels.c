@@ -22,6 +22,7 @@ enum {
     MEMORY_ROWS = 1 << 19, /* 128 MiB of bf16 rows */
     BATCH = 128,           /* rows of a call on rows in memory; the next batch is fetched meanwhile */
     CLUSTER = 24,          /* tokens */
+    CLUSTERS = 20,
     PASSES = 9,
 };
 static const double pass_seconds = 0.02;
@@ -31,6 +32,7 @@ typedef struct operands {
     uint16_t *sizes, *spreads, *limits; /* bf16 */
     uint8_t *flags;
     int32_t *sums; /* [HEADS] */
+    float *ones;   /* [HEADS] */
     void *rows, *memory;
     const void **row, **tile_row; /* the rows of `rows` in random order, those of tile_a */
     const void **memory_row;      /* [MEMORY_ROWS + BATCH] in order, with the first BATCH again */
@@ -77,22 +79,22 @@ CASE(weighted_values_bf16_memory)
 /* Clusters of a usual size, of a usual beginning. */
 CASE(code_logits)
 {
-    const dp_code_queries q = {.heads = HEADS, .d = DIM, .q = (const int8_t *)o->rows, .sum_of_q = o->sums, .factor = o->x};
-    for (size_t i = 0; i < ROWS; i += CLUSTER)
+    const dp_code_queries q = {.heads = HEADS, .d = DIM, .q = (const int8_t *)o->flags, .sum_of_q = o->sums, .factor = o->x};
+    for (size_t i = 0; i < CLUSTERS * CLUSTER; i += CLUSTER)
         k->code_logits(&q, &(dp_code_tokens){(const uint8_t *)o->rows + i * DIM / 2, o->flags, 100u << 23, 2, CLUSTER},
                        o->out, CLUSTER);
 }
 CASE(sign_max)
 {
-    const dp_code_queries q = {.heads = HEADS, .d = DIM, .q = (const int8_t *)o->rows, .sum_of_q = o->sums, .factor = o->x};
-    for (size_t i = 0; i < ROWS; i += CLUSTER)
+    const dp_code_queries q = {.heads = HEADS, .d = DIM, .q = (const int8_t *)o->flags, .sum_of_q = o->sums, .factor = o->x};
+    for (size_t i = 0; i < CLUSTERS * CLUSTER; i += CLUSTER)
         k->sign_max(&q, &(dp_code_tokens){(const uint8_t *)o->rows + i * DIM / 8, o->flags, 100u << 23, 2, CLUSTER},
                     o->out);
 }
 CASE(split_masses)
 {
-    for (size_t i = 0; i < ROWS; i += CLUSTER)
-        k->split_masses(o->y, CLUSTER, HEADS, CLUSTER, o->x, o->x, o->flags, o->out);
+    for (size_t i = 0; i < CLUSTERS * CLUSTER; i += CLUSTER)
+        k->split_masses(o->y, CLUSTER, HEADS, CLUSTER, o->ones, o->x, o->flags, o->out);
 }
 CASE(max) { o->sink = k->max(o->x, VALUES); }
 CASE(exp_sum) { o->sink = k->exp_sum(o->y, VALUES, 1); }
@@ -129,9 +131,9 @@ static const bench_case cases[] = {
     ROW_CASE(weighted_values_f16, ROWS, 2),
     ROW_CASE(weighted_values_f32, TILE, 4),
     ROW_CASE(weighted_values_bf16_memory, MEMORY_ROWS, 2),
-    ROW_CASE(code_logits, ROWS, 0.5),
-    ROW_CASE(sign_max, ROWS, 0.125),
-    {"split_masses", run_split_masses, ROWS * HEADS * 8, 0},
+    ROW_CASE(code_logits, CLUSTERS * CLUSTER, 0.5),
+    ROW_CASE(sign_max, CLUSTERS * CLUSTER, 0.125),
+    {"split_masses", run_split_masses, CLUSTERS * CLUSTER * HEADS * 8, 0},
     STREAM(max, 4),
     STREAM(exp_sum, 8),
     STREAM(cluster_logits, 14),
@@ -233,6 +235,7 @@ static operands create_operands(const dp_kernels *k)
     o.tile_c = take_floats(TILE * TILE, 10, -1, 1);
     o.flags = take(VALUES);
     o.sums = take(HEADS * sizeof(*o.sums));
+    o.ones = take_floats(HEADS, 9, 1, 1);
     o.rows = take(ROWS * DIM * sizeof(uint16_t));
     o.memory = take((size_t)MEMORY_ROWS * DIM * sizeof(uint16_t));
     o.row = take(ROWS * sizeof(*o.row));

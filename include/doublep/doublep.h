@@ -33,7 +33,7 @@
  * beyond its range is infinite, and +Inf makes the query's output NaN. Finite logits are safe, whatever their magnitude.
  *
  * Structs that a caller fills start with struct_size; fill them with their *_init function first, then change fields.
- * Fields are only ever added at the end, so that a program built against an older header keeps working. */
+ * From version 1.0 on fields are only ever added at the end, so that a program built against an older header keeps working. */
 #ifndef DOUBLEP_DOUBLEP_H
 #define DOUBLEP_DOUBLEP_H
 
@@ -162,9 +162,7 @@ typedef struct dp_sequence_config {
     uint32_t window;        /* last tokens that are never clustered; default 64, at most 4096 */
 
     /* Index. The defaults are the ones that measured best. */
-    uint32_t tokens_per_cluster;    /* default 24; 4 to 256. In segments that begin at token t >= 32768 */
-    float cluster_growth;           /* tokens_per_cluster * (t / 32768)^cluster_growth, at most 256: so that the work of a
-                                       step grows slower than the context; default 0.5, 0 to 1; 0: everywhere the same */
+    uint32_t tokens_per_cluster;    /* default 24; 4 to 256; see cluster_growth */
     uint32_t segment_tokens;        /* a prompt is clustered in segments of so many tokens; default 8192, 64 to 65536 */
     uint32_t pending_tokens;        /* decoded tokens are clustered when so many wait; default 1024, 64 to 65536 */
     uint32_t iterations;            /* of k-means; default 8, 1 to 64 */
@@ -180,6 +178,9 @@ typedef struct dp_sequence_config {
     uint32_t key_codes;             /* 1 (default): clustered keys are kept in one bit and in four bits, too (key_dim * 5 / 8 + 1
                                        bytes a token), so that refining a cluster reads these and the rows of the few tokens
                                        that matter; 0: refining reads all rows of the cluster */
+    float cluster_growth;           /* a segment that begins at token t > 32768 has tokens_per_cluster * (t / 32768)^this
+                                       tokens a cluster, rounded down, at most 256, so that a step's work grows slower than
+                                       the context; default 0.5, 0 to 1; 0: as many everywhere (the paper's form) */
 } dp_sequence_config;
 
 DP_API void dp_sequence_config_init(dp_sequence_config *config);
@@ -439,8 +440,8 @@ typedef struct dp_attention_params {
 
 DP_API void dp_attention_params_init(dp_attention_params *params);
 
-/* The paper's exact form: (p1, p2) = (0.95, 0.7), DP_REFINE_TOP_P, dispersion = 0, exact_mass = 0, over an index of
- * dp_sequence_config_set_paper. */
+/* The paper's exact form: (p1, p2) = (0.95, 0.7), DP_REFINE_TOP_P, dispersion = 0, exact_mass = 0, slope = 0, over an
+ * index of dp_sequence_config_set_paper. */
 DP_API void dp_attention_params_init_paper(dp_attention_params *params);
 
 /* What a decode call did, summed over the KV heads; counted from the work lists that the kernels ran. */
@@ -461,7 +462,7 @@ typedef struct dp_attention_stats {
     uint64_t bytes;             /* all that is read together */
     uint64_t bytes_dense;       /* keys and values that dense attention reads */
     uint64_t ns_score, ns_select, ns_gather, ns_merge; /* time in each stage */
-    uint64_t bytes_codes;       /* read: keys in four bits; part of bytes */
+    uint64_t bytes_codes;       /* read: keys in one and in four bits, and their steps; part of bytes */
     uint64_t ns_scan;           /* time in that stage, between select and gather */
 } dp_attention_stats;
 

@@ -38,7 +38,6 @@ DP_INLINE __m512i fold(const __m512i sum[GROUPS])
 
 /* out[h] = sum_j q(h, j) code(i, j) of up to four groups' tokens; where there are fewer, the first one's again. `heads` is a
  * constant, and so is `whole`: d is a multiple of 32, and no vector has an end. */
-
 DP_INLINE void code_block(const int8_t *q, size_t d, const uint8_t *codes, size_t groups, __m512i out[HEADS],
                           size_t heads, int whole, dot4_fn *dot4)
 {

@@ -57,16 +57,6 @@ DP_INLINE float32x4_t dp_load_first(const float *x, size_t n)
     return value;
 }
 
-/* The first n of 16 bytes, 0 in the other lanes; n >= 16 is all of them. */
-DP_INLINE uint8x16_t dp_load_bytes(const void *x, size_t n)
-{
-    if (n >= 16)
-        return vld1q_u8(x);
-    uint8_t part[16] = {0};
-    memcpy(part, x, n);
-    return vld1q_u8(part);
-}
-
 DP_INLINE void dp_store_first(float *x, size_t n, float32x4_t value)
 {
     if (n >= 4) {

@@ -86,10 +86,11 @@ size_t dp_scan_count_tasks(const dp_head_step *h)
 
 /* A thread's memory. */
 typedef struct scan_scratch {
-    float *base;    /* [rows] logits of the segment's mean key */
-    float *largest; /* [rows] of the logits, less the centroid's */
-    float *left;    /* [rows] mass of the tokens that are not read */
-    float *mass;    /* [rows][BATCH_TOKENS] */
+    float *base; /* [rows] logits of the segment's mean key */
+    float *
+        from; /* [rows] largest logit by signs, less the centroid's; in scan_cluster the reference less the centroid's */
+    float *left; /* [rows] mass of the tokens that are not read */
+    float *mass; /* [rows][BATCH_TOKENS] */
 } scan_scratch;
 
 size_t dp_scan_scratch_bytes(const dp_step *step)
@@ -97,7 +98,7 @@ size_t dp_scan_scratch_bytes(const dp_step *step)
     return step->rows * (3 + BATCH_TOKENS) * sizeof(float);
 }
 
-/* Tokens of a cluster: those from number `first` of the segment on; the groups they are in. */
+/* Tokens of a cluster: those from number `first` of the segment on. */
 typedef struct run {
     size_t first, n;
 } run;
@@ -107,16 +108,18 @@ static run run_of(const dp_segment *segment, uint32_t cluster)
     return (run){segment->offset[cluster], dp_segment_size(segment, cluster)};
 }
 
+/* All lines that have a byte of it. */
 static void prefetch(const void *x, size_t bytes)
 {
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)x + i, 0, 2);
+    const uintptr_t end = (uintptr_t)x + bytes; /* numbers: the first line begins before x */
+    for (uintptr_t line = (uintptr_t)x & ~(uintptr_t)63; line < end; line += 64)
+        __builtin_prefetch((const void *)line, 0, 2);
 }
 
-/* The run's groups of so many bytes each, as far as a batch goes. */
+/* The run's groups of so many bytes each. */
 static void prefetch_groups(const uint8_t *codes, size_t bytes, run r)
 {
-    const size_t n = r.n < BATCH_TOKENS ? r.n : BATCH_TOKENS;
-    const size_t groups = (r.first % DP_CODE_GROUP + n + DP_CODE_GROUP - 1) / DP_CODE_GROUP;
+    const size_t groups = (r.first % DP_CODE_GROUP + r.n + DP_CODE_GROUP - 1) / DP_CODE_GROUP;
     prefetch(codes + r.first / DP_CODE_GROUP * bytes, groups * bytes);
 }
 
@@ -157,12 +160,12 @@ static bool may_matter(const dp_step *step, const dp_head_step *h, const dp_clus
     const run all = run_of(segment, ref->cluster);
     const dp_code_tokens tokens =
         tokens_of(segment, ref->cluster, all, segment->signs, dp_sign_bytes(&step->sequence->format));
-    step->kernels->sign_max(&q, &tokens, w->largest);
+    step->kernels->sign_max(&q, &tokens, w->from);
     float spread;
     step->kernels->to_f32[DP_BF16](&spread, segment->spread + ref->cluster, 1);
     for (size_t r = 0; r < step->rows; r++) {
         const float error = SIGN_ERROR * sqrtf(h->variance[r] * spread);
-        if (!(centroid_logit(step, h, ref, w->base, r) + w->largest[r] + error <= h->logit_limit[r])) return true;
+        if (!(centroid_logit(step, h, ref, w->base, r) + w->from[r] + error <= h->logit_limit[r])) return true;
     }
     return false;
 }
@@ -175,8 +178,7 @@ static void scan_batch(const dp_step *step, const dp_head_step *h, const dp_segm
     const dp_code_tokens tokens =
         tokens_of(segment, cluster, batch, segment->codes, dp_code_bytes(&step->sequence->format));
     step->kernels->code_logits(&q, &tokens, w->mass, BATCH_TOKENS);
-    step->kernels->split_masses(w->mass, BATCH_TOKENS, step->rows, batch.n, w->largest, h->token_limit, wanted,
-                                w->left);
+    step->kernels->split_masses(w->mass, BATCH_TOKENS, step->rows, batch.n, w->from, h->token_limit, wanted, w->left);
 }
 
 /* The tokens of a cluster one by one, in place of its estimate. */
@@ -185,7 +187,7 @@ static void scan_cluster(const dp_step *step, const dp_head_step *h, const dp_cl
     const dp_segment *const segment = &h->head->segments[ref->segment];
     const run all = run_of(segment, ref->cluster);
     for (size_t r = 0; r < step->rows; r++) {
-        w->largest[r] = h->reference[r] - centroid_logit(step, h, ref, w->base, r);
+        w->from[r] = h->reference[r] - centroid_logit(step, h, ref, w->base, r);
         w->left[r] = 0;
     }
     for (size_t i = 0; i < all.n; i += BATCH_TOKENS)

@@ -61,7 +61,7 @@ typedef struct dp_head_step {
     uint32_t first_task, n_tasks; /* its score tasks */
     dp_piece *pieces;
     size_t n_pieces, pieces_capacity;
-    int8_t *codes; /* [rows][key_dim][DP_CODE_GROUP] the queries for the scan, see dp_code_queries, in units of */
+    int8_t *codes; /* [rows][key_dim / 4][DP_CODE_GROUP][4] the queries for the scan, see dp_code_queries, in units of */
     float *code_factor, *sign_factor; /* [rows] scale included */
     int32_t *sum_of_codes;            /* [rows] */
     float *total;                     /* [rows] T, in units of exp(reference) */

@@ -146,7 +146,7 @@ static size_t next_mean(const dp_kmeans *p, size_t from, size_t remainder)
     return from;
 }
 
-/* Numbers the clusters that have members, single tokens last, and lays out their rows, so that clusters share few groups of
+/* Numbers the clusters that have members, outliers last, and lays out their rows, so that clusters share few groups of
  * codes: whole groups first, halves by two, then three quarters and a quarter by turns. */
 static void number_clusters(build *b, dp_segment *seg)
 {
@@ -156,6 +156,10 @@ static void number_clusters(build *b, dp_segment *seg)
         for (size_t j = next_mean(p, 0, remainder); j < p->n_means; j = next_mean(p, j + 1, remainder))
             number_cluster(b, seg, j);
     size_t three = next_mean(p, 0, 3), one = next_mean(p, 0, 1);
+    for (uint32_t i = 0; i < 2 && seg->offset[seg->n_clusters] % DP_CODE_GROUP == 2 + i && one < p->n_means; i++) {
+        number_cluster(b, seg, one); /* two quarters beside an odd half */
+        one = next_mean(p, one + 1, 1);
+    }
     while (three < p->n_means || one < p->n_means) {
         if (three < p->n_means) number_cluster(b, seg, three);
         three = next_mean(p, three + 1, 3);
@@ -259,14 +263,6 @@ static float store_centroid(const dp_queries *queries, const build *b, dp_segmen
     return steps[c % DP_PANEL];
 }
 
-/* Zeros where signs are to be set, and behind the last token. */
-static void clear_codes(const dp_row_format *f, dp_segment *seg)
-{
-    const size_t groups = (seg->n_tokens + DP_CODE_GROUP - 1) / DP_CODE_GROUP;
-    memset(seg->signs, 0, groups * dp_sign_bytes(f));
-    memset(seg->codes + (groups - 1) * dp_code_bytes(f), 0, dp_code_bytes(f));
-}
-
 static uint32_t bits_of(float x)
 {
     uint32_t bits;
@@ -275,7 +271,7 @@ static uint32_t bits_of(float x)
 }
 
 /* Exponent of the base of steps up to the given one: their bytes reach it. */
-static uint8_t code_base(float largest)
+static uint8_t base_exponent(float largest)
 {
     enum { OCTAVES = 15, MOST = 238 };
     if (!isfinite(largest)) return 1; /* all rows will be read */
@@ -284,7 +280,7 @@ static uint8_t code_base(float largest)
 }
 
 /* The byte of the smallest step that is not below x. */
-static uint8_t code_step(uint32_t base, float x)
+static uint8_t step_byte(uint32_t base, float x)
 {
     const uint32_t bits = bits_of(x);
     if (!isfinite(x) || bits <= base) return 0;
@@ -315,11 +311,11 @@ static void store_codes(const dp_sequence *s, const build *b, dp_segment *seg, u
         centroid[j] = seg->mean_key[j] + step_of_centroid * panel[j / 4 * 64 + c % DP_PANEL * 4 + j % 4];
     const uint32_t first = seg->offset[c], n = dp_segment_size(seg, c);
     for (uint32_t i = 0; i < n; i++) b->weight[i] = load_difference(s, b, seg->token[first + i], centroid) / 15.0f;
-    seg->code_base[c] = code_base(s->runtime->kernels.max(b->weight, n));
+    seg->code_base[c] = base_exponent(s->runtime->kernels.max(b->weight, n));
     const uint32_t base = (uint32_t)seg->code_base[c] << 23;
     for (uint32_t i = 0; i < n; i++) {
         load_difference(s, b, seg->token[first + i], centroid);
-        seg->code_step[first + i] = code_step(base, b->weight[i]);
+        seg->code_step[first + i] = step_byte(base, b->weight[i]);
         const float inverse = 1.0f / dp_code_step(base, seg->code_step[first + i]);
         const size_t group = (first + i) / DP_CODE_GROUP, t = (first + i) % DP_CODE_GROUP;
         uint8_t *const code = seg->codes + group * dp_code_bytes(f);
@@ -414,7 +410,6 @@ bool dp_build_segment(const dp_sequence *s, const dp_queries *queries, dp_segmen
     build b = carve(s, seg->first_token, seg->n_tokens, scratch);
     b.keys = k;
     b.values = v;
-    if (s->format.has_codes) clear_codes(&s->format, seg);
     load_keys(s, seg, k, &b.kmeans);
     if (queries->settled && !change_metric(queries, &b.kmeans)) return false;
     if (!dp_kmeans_run(&b.kmeans)) return false;
@@ -422,11 +417,6 @@ bool dp_build_segment(const dp_sequence *s, const dp_queries *queries, dp_segmen
     number_clusters(&b, seg);
     place_rows(s, &b, seg, k, v);
 
-    const size_t padded = (size_t)seg->n_panels * DP_PANEL;
-    memset(seg->panels, 0, seg->n_panels * dp_panel_bytes(s->format.key_dim));
-    memset(seg->size, 0, padded * sizeof *seg->size);
-    memset(seg->spread, 0, padded * sizeof *seg->spread);
-    memset(seg->limit, 0, padded * sizeof *seg->limit);
     memset(b.slope, 0, s->format.key_dim * s->format.value_dim * sizeof *b.slope);
     for (uint32_t c = 0; c < seg->n_clusters; c++)
         if (!describe_cluster(s, queries, &b, seg, c)) return false;

@@ -17,7 +17,7 @@ size_t dp_build_scratch_bytes(const dp_sequence *sequence, size_t n_tokens);
  * exp(-sum_t a_t log a_t), which makes the estimate size * exp(scale q.centroid) exact at q = q0; the dispersion weighs
  * all tokens alike: a token that the mean query ignores may be the one that a query looks for.
  *
- * Fills a segment that was allocated for its tokens with dp_build_clusters clusters (it may end with fewer) from rows
+ * Fills a segment, zeros so far, that was allocated for its tokens with dp_build_clusters clusters (it may end with fewer) from rows
  * in token order, k and v at the segment's first token. Runs on the calling thread. False where oneDNN fails. */
 bool dp_build_segment(const dp_sequence *sequence, const dp_queries *queries, dp_segment *segment, const char *k,
                       const char *v, dp_scratch *scratch);

@@ -21,7 +21,6 @@ void dp_sequence_config_init(dp_sequence_config *config)
     config->sink = 4;
     config->window = 64;
     config->tokens_per_cluster = 24;
-    config->cluster_growth = 0.5f;
     config->segment_tokens = 8192;
     config->pending_tokens = 1024;
     config->iterations = 8;
@@ -30,6 +29,7 @@ void dp_sequence_config_init(dp_sequence_config *config)
     config->query_metric = 0.5f;
     config->query_origin = 1.0f;
     config->key_codes = 1;
+    config->cluster_growth = 0.5f;
 }
 
 void dp_sequence_config_set_paper(dp_sequence_config *config)

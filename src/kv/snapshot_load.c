@@ -183,7 +183,6 @@ static dp_status compare_config(const loader *l, const dp_sequence_config *expec
                   FIELD(window, false),
                   FIELD(segment_tokens, false),
                   FIELD(tokens_per_cluster, false),
-                  FIELD(cluster_growth, true),
                   FIELD(pending_tokens, false),
                   FIELD(iterations, false),
                   FIELD(outlier_share, true),
@@ -191,6 +190,7 @@ static dp_status compare_config(const loader *l, const dp_sequence_config *expec
                   FIELD(query_metric, true),
                   FIELD(query_origin, true),
                   FIELD(key_codes, false),
+                  FIELD(cluster_growth, true),
                   FIELD(borrowed, false)};
 #undef FIELD
     _Static_assert(sizeof fields / sizeof *fields == sizeof *expected / sizeof(uint32_t) - 1,
