@@ -86,16 +86,16 @@ size_t dp_scan_count_tasks(const dp_head_step *h)
 
 /* A thread's memory. */
 typedef struct scan_scratch {
-    float *base; /* [rows] logits of the segment's mean key */
-    float *
-        from; /* [rows] largest logit by signs, less the centroid's; in scan_cluster the reference less the centroid's */
-    float *left; /* [rows] mass of the tokens that are not read */
-    float *mass; /* [rows][BATCH_TOKENS] */
+    float *base;      /* [rows] logits of the segment's mean key */
+    float *largest;   /* [rows] logit by signs, less the centroid's */
+    float *reference; /* [rows] less the centroid's logit */
+    float *left;      /* [rows] mass of the tokens that are not read */
+    float *mass;      /* [rows][BATCH_TOKENS] */
 } scan_scratch;
 
 size_t dp_scan_scratch_bytes(const dp_step *step)
 {
-    return step->rows * (3 + BATCH_TOKENS) * sizeof(float);
+    return step->rows * (4 + BATCH_TOKENS) * sizeof(float);
 }
 
 /* Tokens of a cluster: those from number `first` of the segment on. */
@@ -116,11 +116,10 @@ static void prefetch(const void *x, size_t bytes)
         __builtin_prefetch((const void *)line, 0, 2);
 }
 
-/* The run's groups of so many bytes each. */
-static void prefetch_groups(const uint8_t *codes, size_t bytes, run r)
+/* The cluster's groups of so many bytes each. */
+static void prefetch_groups(const dp_segment *segment, uint32_t cluster, const uint8_t *codes, size_t bytes)
 {
-    const size_t groups = (r.first % DP_CODE_GROUP + r.n + DP_CODE_GROUP - 1) / DP_CODE_GROUP;
-    prefetch(codes + r.first / DP_CODE_GROUP * bytes, groups * bytes);
+    prefetch(codes + segment->offset[cluster] / DP_CODE_GROUP * bytes, dp_segment_groups(segment, cluster) * bytes);
 }
 
 static dp_code_queries queries_of(const dp_step *step, const dp_head_step *h, const float *factor)
@@ -160,12 +159,12 @@ static bool may_matter(const dp_step *step, const dp_head_step *h, const dp_clus
     const run all = run_of(segment, ref->cluster);
     const dp_code_tokens tokens =
         tokens_of(segment, ref->cluster, all, segment->signs, dp_sign_bytes(&step->sequence->format));
-    step->kernels->sign_max(&q, &tokens, w->from);
+    step->kernels->sign_max(&q, &tokens, w->largest);
     float spread;
     step->kernels->to_f32[DP_BF16](&spread, segment->spread + ref->cluster, 1);
     for (size_t r = 0; r < step->rows; r++) {
         const float error = SIGN_ERROR * sqrtf(h->variance[r] * spread);
-        if (!(centroid_logit(step, h, ref, w->base, r) + w->from[r] + error <= h->logit_limit[r])) return true;
+        if (!(centroid_logit(step, h, ref, w->base, r) + w->largest[r] + error <= h->logit_limit[r])) return true;
     }
     return false;
 }
@@ -178,7 +177,8 @@ static void scan_batch(const dp_step *step, const dp_head_step *h, const dp_segm
     const dp_code_tokens tokens =
         tokens_of(segment, cluster, batch, segment->codes, dp_code_bytes(&step->sequence->format));
     step->kernels->code_logits(&q, &tokens, w->mass, BATCH_TOKENS);
-    step->kernels->split_masses(w->mass, BATCH_TOKENS, step->rows, batch.n, w->from, h->token_limit, wanted, w->left);
+    step->kernels->split_masses(w->mass, BATCH_TOKENS, step->rows, batch.n, w->reference, h->token_limit, wanted,
+                                w->left);
 }
 
 /* The tokens of a cluster one by one, in place of its estimate. */
@@ -187,7 +187,7 @@ static void scan_cluster(const dp_step *step, const dp_head_step *h, const dp_cl
     const dp_segment *const segment = &h->head->segments[ref->segment];
     const run all = run_of(segment, ref->cluster);
     for (size_t r = 0; r < step->rows; r++) {
-        w->from[r] = h->reference[r] - centroid_logit(step, h, ref, w->base, r);
+        w->reference[r] = h->reference[r] - centroid_logit(step, h, ref, w->base, r);
         w->left[r] = 0;
     }
     for (size_t i = 0; i < all.n; i += BATCH_TOKENS)
@@ -215,7 +215,7 @@ void dp_scan_run(const dp_step *step, const dp_head_step *h, size_t task, float 
 {
     const dp_row_format *const f = &step->sequence->format;
     const size_t rows = step->rows;
-    const scan_scratch w = {scratch, scratch + rows, scratch + 2 * rows, scratch + 3 * rows};
+    const scan_scratch w = {scratch, scratch + rows, scratch + 2 * rows, scratch + 3 * rows, scratch + 4 * rows};
     const size_t begin = task * CLUSTERS_PER_TASK, left = h->n_scanned - begin;
     const dp_cluster_ref *const refs = h->scanned + begin;
     const size_t n = left < CLUSTERS_PER_TASK ? left : CLUSTERS_PER_TASK;
@@ -226,7 +226,7 @@ void dp_scan_run(const dp_step *step, const dp_head_step *h, size_t task, float 
         if (i < n) {
             const dp_segment *const segment = &h->head->segments[refs[i].segment];
             const run all = run_of(segment, refs[i].cluster);
-            prefetch_groups(segment->signs, dp_sign_bytes(f), all);
+            prefetch_groups(segment, refs[i].cluster, segment->signs, dp_sign_bytes(f));
             prefetch(segment->code_step + all.first, all.n * sizeof *segment->code_step);
         }
         if (i < AHEAD) continue;
@@ -234,7 +234,7 @@ void dp_scan_run(const dp_step *step, const dp_head_step *h, size_t task, float 
         const dp_segment *const segment = &h->head->segments[ref->segment];
         settle_base(step, h, ref->segment, &settled, w.base);
         if (!may_matter(step, h, ref, &w)) continue;
-        prefetch_groups(segment->codes, dp_code_bytes(f), run_of(segment, ref->cluster));
+        prefetch_groups(segment, ref->cluster, segment->codes, dp_code_bytes(f));
         suspects[n_suspects++] = (uint8_t)(i - AHEAD);
     }
     for (size_t i = 0; i < n_suspects; i++) {

@@ -132,11 +132,16 @@ static void take_outliers(build *b)
     dp_kmeans_update(p);
 }
 
+/* The next cluster, of so many tokens; returns its number. */
+static uint32_t add_cluster(dp_segment *seg, uint32_t size)
+{
+    seg->offset[seg->n_clusters + 1] = seg->offset[seg->n_clusters] + size;
+    return seg->n_clusters++;
+}
+
 static void number_cluster(build *b, dp_segment *seg, size_t mean)
 {
-    b->fill[mean] = seg->n_clusters; /* for now: the cluster's new number */
-    seg->offset[seg->n_clusters + 1] = seg->offset[seg->n_clusters] + b->kmeans.count[mean];
-    seg->n_clusters++;
+    b->fill[mean] = add_cluster(seg, (uint32_t)b->kmeans.count[mean]); /* for now: the cluster's new number */
 }
 
 /* The next mean from number `from` on whose count leaves that remainder in groups; or n_means. */
@@ -166,15 +171,8 @@ static void number_clusters(build *b, dp_segment *seg)
         if (one < p->n_means) number_cluster(b, seg, one);
         one = next_mean(p, one + 1, 1);
     }
-    for (size_t i = 0; i < p->n; i++) {
-        if (p->assignment[i] != UINT32_MAX) {
-            b->cluster[i] = b->fill[p->assignment[i]];
-            continue;
-        }
-        b->cluster[i] = seg->n_clusters;
-        seg->offset[seg->n_clusters + 1] = seg->offset[seg->n_clusters] + 1;
-        seg->n_clusters++;
-    }
+    for (size_t i = 0; i < p->n; i++)
+        b->cluster[i] = p->assignment[i] != UINT32_MAX ? b->fill[p->assignment[i]] : add_cluster(seg, 1);
     seg->n_panels = (seg->n_clusters + DP_PANEL - 1) / DP_PANEL;
     memset(b->fill, 0, seg->n_clusters * sizeof *b->fill);
 }
