@@ -1,7 +1,8 @@
 /* The plugin in llama.cpp, through llama.cpp's own API: whatever is done to the cache, the logits are those of the CPU
  * backend. Every test runs its steps three times in one process: in f32 without flash attention, by the CPU backend's
  * flash attention, which adds values up in f16, and with the plugin loaded. Attention through the plugin is dense here
- * (DOUBLEP_EPSILON=0) and may be no further from f32 than the CPU backend's. The model's weights are expanded to f32:
+ * (DOUBLEP_EPSILON=0) and may be no further from f32 than the CPU backend's, nor from the CPU backend's than that is from
+ * f32. The model's weights are expanded to f32:
  * llama.cpp rounds activations to 8 bits where the weights have 8 bits, which would hide more than it shows. */
 #include <check.h>
 #include <math.h>
@@ -16,7 +17,7 @@
 
 enum { CONTEXT = 4096, LONG = 900, SLOTS = 4, MAX_LOGITS = 400, THREADS = 2 };
 
-/* How much further from f32 than the CPU backend's the plugin's logits may be: most of the difference is common to both,
+/* How much further than the CPU backend's from f32 the plugin's logits may be: most of the difference is common to both,
  * that of the prompt. A token that is stale or missing shows as ten times that and more. */
 static const double allowance = 1.15;
 
@@ -293,6 +294,17 @@ static double distance(const run *r, int output, const float *a, const float *b)
     return sqrt(sum / r->n_vocab);
 }
 
+/* The largest difference of two logits of the same place. */
+static double largest_difference(const run *r, const float *a, const float *b)
+{
+    double largest = 0;
+    for (int j = 0; j < r->n * r->n_vocab; j++) {
+        const double d = fabs((double)a[j] - (double)b[j]);
+        if (!(d <= largest)) largest = d;
+    }
+    return largest;
+}
+
 static run open_model(const char *epsilon)
 {
     setenv("DOUBLEP_EPSILON", epsilon, 1);
@@ -340,12 +352,14 @@ static void compare(void (*scenario)(run *), void (*change)(struct llama_context
             fprintf(stderr, "output %d of %d: %.2g from f32, the CPU backend %.2g\n", i, n, error, own);
         if (!(ratio <= worst)) worst = ratio;
     }
-    printf("%d outputs, mean distance of the CPU backend %.2g, worst ratio %.2f; nodes: %llu by the library, %llu "
-           "passed\n",
-           n, cpu_error, worst, (unsigned long long)(counters->dense + counters->sparse),
+    const double difference = largest_difference(&r, by_plugin, by_cpu), own = largest_difference(&r, by_cpu, exact);
+    printf("%d outputs, mean distance of the CPU backend %.2g, worst ratio %.2f; largest difference of plugin and CPU "
+           "backend %.2g, of the CPU backend and f32 %.2g; nodes: %llu by the library, %llu passed\n",
+           n, cpu_error, worst, difference, own, (unsigned long long)(counters->dense + counters->sparse),
            (unsigned long long)counters->passed);
     fflush(stdout);
     ck_assert(worst <= allowance);
+    ck_assert(difference <= allowance * own);
     ck_assert_uint_gt(counters->dense, 0); /* the plugin did take part */
     ck_assert_uint_eq(counters->sparse, 0);
     llama_model_free(r.model);
