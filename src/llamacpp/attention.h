@@ -9,9 +9,11 @@
 /* Memory of one backend, kept from step to step. */
 typedef struct attention_scratch {
     float *floats;
-    size_t n_floats;
-    uint32_t *group_of; /* [n_rows] */
-    size_t n_rows;
+    uint32_t *group_of;                 /* of every row of every stream */
+    struct stream_step *steps;          /* of every stream */
+    struct dp_decode_request *requests; /* of every sequence of every stream, as are the next */
+    struct dp_attention_stats *stats;
+    size_t n_floats, n_rows, n_steps, n_requests, n_stats; /* room */
 } attention_scratch;
 
 void attention_scratch_free(attention_scratch *scratch);

@@ -68,7 +68,7 @@ void list_fork(cell_list *list, const cell_list *from, uint32_t n)
     /* Without a copy the tokens are read from the cache once more. */
     if (!from->sequence || dp_sequence_fork(from->sequence, &list->sequence)) return;
     list->copied = from->copied < n ? from->copied : n;
-    list->n_threads = from->n_threads;
+    list->runtime = from->runtime;
 }
 
 void list_push(cell_list *list, uint32_t cell)
@@ -117,10 +117,8 @@ static dp_runtime *runtime_of(int n_threads)
     return found;
 }
 
-static bool open_copy(cell_list *list, const list_shape *shape, int n_threads)
+static bool open_copy(cell_list *list, const list_shape *shape, dp_runtime *runtime)
 {
-    dp_runtime *const runtime = runtime_of(n_threads);
-    if (!runtime) return false;
     dp_sequence_config config;
     dp_sequence_config_init(&config);
     config.n_layers = 1;
@@ -133,7 +131,7 @@ static bool open_copy(cell_list *list, const list_shape *shape, int n_threads)
     /* Layers take turns in clustering what was decoded. */
     config.pending_tokens -= shape->layer % 16 * (config.pending_tokens / 32);
     if (dp_sequence_create(runtime, &config, &list->sequence)) return false;
-    list->n_threads = n_threads;
+    list->runtime = runtime;
     if (shape->dense) dp_sequence_set_dense(list->sequence, 0, 1);
     return true;
 }
@@ -163,13 +161,14 @@ static bool append(cell_list *list, const list_shape *shape, const list_rows *ro
 
 bool list_copy(cell_list *list, const list_shape *shape, const list_rows *rows, uint32_t fresh, int n_threads)
 {
+    dp_runtime *const runtime = runtime_of(n_threads);
     if (list->sequence && dp_sequence_truncate(list->sequence, 0, list->copied)) drop_copy(list);
     /* A prompt may be read by more threads than decode: what decodes is what counts. */
-    if (list->sequence && fresh && list->n_threads != n_threads) drop_copy(list);
+    if (list->sequence && fresh && list->runtime != runtime) drop_copy(list);
     if (list->copied == list->n) return true;
     float *const buffer =
         malloc((size_t)CHUNK * shape->kv_heads * (shape->key_dim + shape->value_dim) * sizeof *buffer);
-    bool ok = buffer && (list->sequence || open_copy(list, shape, n_threads));
+    bool ok = buffer && (list->sequence || (runtime && open_copy(list, shape, runtime)));
     while (ok && list->copied < list->n) {
         uint32_t n = list->n - list->copied;
         if (n > fresh) n -= fresh;

@@ -17,7 +17,7 @@ typedef struct cell_list {
     uint32_t end;          /* no cell is at or beyond it */
     uint32_t copied;       /* first tokens of the sequence that are still those of the list */
     dp_sequence *sequence; /* one layer; NULL until the first copy */
-    int n_threads;         /* of the sequence's runtime */
+    dp_runtime *runtime;   /* the sequence's */
     uint64_t used;         /* when it last served, to find the one to give up */
 } cell_list;
 
