@@ -113,7 +113,8 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         folder = os.path.realpath(options.slots or temporary)
         os.makedirs(folder, exist_ok=True)
-        arguments = ("-np", str(SLOTS), "--kv-unified", "-c", "98304", "--slot-save-path", folder, "--cache-ram", "256")
+        arguments = ("-np", str(SLOTS), "--kv-unified", "-c", "98304", "--slot-save-path", folder, "--cache-ram", "256",
+                     "--no-cache-idle-slots")
         expected = {}
         with Server(options, False, *arguments) as server:
             for prompt in short:
