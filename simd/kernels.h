@@ -39,9 +39,9 @@ static inline size_t dp_panel_bytes(size_t d)
 }
 
 /* acc[h * d + j] += sum_i w[h * w_stride + i] * row(i)[j], h < heads, i < n, j < d: weighted_values for mean values, int8 at
- * rows[i]; the caller has multiplied each weight by the row's step. d: a multiple of 8. */
+ * rows[i]; the caller has multiplied each weight by the row's step. ahead as in key_logits; d: a multiple of 8. */
 typedef void (*dp_weighted_means_fn)(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n,
-                                     size_t d, float *acc);
+                                     size_t ahead, size_t d, float *acc);
 
 /* out[h * out_stride + i] = scale * sum_j q[h * d + j] * row(i)[j], h < heads, i < n.
  * row(i): elements of the table slot's type, at rows[i]. d: a multiple of 8, at most DP_MAX_DIM.
@@ -67,6 +67,8 @@ typedef struct dp_code_tokens {
     const uint8_t *step;  /* likewise */
     uint32_t step_base;   /* bits of a power of two from 2^-126 to 2^111 */
     size_t skip, n;
+    const void *ahead;  /* what the caller wants next: up to as many bytes as are read are fetched into the cache */
+    size_t ahead_lines; /* meanwhile, in lines of 64; they are not read otherwise */
 } dp_code_tokens;
 
 /* q: [heads][d / 4][4][4] int8, none -128: every four dimensions once for each token; sum_of_q[h]: over its d dimensions. d: a

@@ -81,14 +81,14 @@ CASE(code_logits)
 {
     const dp_code_queries q = {.heads = HEADS, .d = DIM, .q = (const int8_t *)o->flags, .sum_of_q = o->sums, .factor = o->x};
     for (size_t i = 0; i < CLUSTERS * CLUSTER; i += CLUSTER)
-        k->code_logits(&q, &(dp_code_tokens){(const uint8_t *)o->rows + i * DIM / 2, o->flags, 100u << 23, 2, CLUSTER},
+        k->code_logits(&q, &(dp_code_tokens){(const uint8_t *)o->rows + i * DIM / 2, o->flags, 100u << 23, 2, CLUSTER, NULL, 0},
                        o->out, CLUSTER);
 }
 CASE(sign_max)
 {
     const dp_code_queries q = {.heads = HEADS, .d = DIM, .q = (const int8_t *)o->flags, .sum_of_q = o->sums, .factor = o->x};
     for (size_t i = 0; i < CLUSTERS * CLUSTER; i += CLUSTER)
-        k->sign_max(&q, &(dp_code_tokens){(const uint8_t *)o->rows + i * DIM / 8, o->flags, 100u << 23, 2, CLUSTER},
+        k->sign_max(&q, &(dp_code_tokens){(const uint8_t *)o->rows + i * DIM / 8, o->flags, 100u << 23, 2, CLUSTER, NULL, 0},
                     o->out);
 }
 CASE(split_masses)

@@ -4,6 +4,8 @@
 
 #include "avx2.h"
 
+#include "../lines.h"
+
 enum { GROUPS = 2, TOKENS = GROUPS * DP_CODE_GROUP, HEADS = 4, VECTOR = 32 };
 
 /* sum[lane] + the products of four unsigned bytes below 16 and four signed ones: two of them fit 16 bits. */
@@ -133,9 +135,11 @@ DP_INLINE __m256 finish(__m256i sums, int32_t centre, float factor, __m256 steps
 static void code_logits(const dp_code_queries *q, const dp_code_tokens *t, float *out, size_t out_stride)
 {
     size_t stored = 0;
+    lines ahead = {(uintptr_t)t->ahead, t->ahead_lines};
     for (size_t first = 0; first < t->skip + t->n && t->n; first += TOKENS) {
         const window w = window_at(first, t);
         const __m256 steps = steps_at(first, w, t);
+        fetch_lines(&ahead, (2 * q->d * GROUPS + 63) / 64);
         for (size_t h = 0; h < q->heads; h += HEADS) {
             const size_t heads = q->heads - h < HEADS ? q->heads - h : HEADS;
             __m256i sums[HEADS];
@@ -156,9 +160,11 @@ static void sign_max(const dp_code_queries *q, const dp_code_tokens *t, float *o
         const size_t heads = q->heads - h < HEADS ? q->heads - h : HEADS;
         __m256 largest[HEADS];
         for (size_t i = 0; i < heads; i++) largest[i] = lowest;
+        lines ahead = {(uintptr_t)t->ahead, h == 0 ? t->ahead_lines : 0};
         for (size_t first = 0; first < t->skip + t->n && t->n; first += TOKENS) {
             const window w = window_at(first, t);
             const __m256 steps = steps_at(first, w, t);
+            fetch_lines(&ahead, (q->d / 2 * GROUPS + 63) / 64);
             const __m256 asked = _mm256_castsi256_ps(dp_mask8(w.to - w.from));
             __m256i sums[HEADS];
             block_of_heads(q->q + h * 4 * q->d, q->d, t->codes + first / DP_CODE_GROUP * (q->d / 2), w.groups, sums,

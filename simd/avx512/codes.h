@@ -9,6 +9,8 @@
 
 #include "avx512.h"
 
+#include "../lines.h"
+
 enum { GROUPS = 4, TOKENS = GROUPS * DP_CODE_GROUP, HEADS = 4, VECTOR = 64 };
 
 /* sum[lane] + the products of four unsigned and four signed bytes; what is signed are queries, and what is not below 16. */
@@ -38,8 +40,8 @@ DP_INLINE __m512i fold(const __m512i sum[GROUPS])
 
 /* out[h] = sum_j q(h, j) code(i, j) of up to four groups' tokens; where there are fewer, the first one's again. `heads` is a
  * constant, and so is `whole`: d is a multiple of 32, and no vector has an end. */
-DP_INLINE void code_block(const int8_t *q, size_t d, const uint8_t *codes, size_t groups, __m512i out[HEADS],
-                          size_t heads, int whole, dot4_fn *dot4)
+DP_INLINE void code_block(const int8_t *q, size_t d, const uint8_t *codes, size_t groups, lines *ahead,
+                          __m512i out[HEADS], size_t heads, int whole, dot4_fn *dot4)
 {
     const __m512i low_half = _mm512_set1_epi8(15);
     __m512i sum[HEADS][GROUPS];
@@ -51,6 +53,7 @@ DP_INLINE void code_block(const int8_t *q, size_t d, const uint8_t *codes, size_
     const size_t bytes = 2 * d;
     for (size_t j = 0; j < bytes; j += VECTOR) {
         const __mmask64 mask = whole ? ~(__mmask64)0 : first_bytes(bytes - j);
+        fetch_lines(ahead, GROUPS);
         DP_UNROLL
         for (size_t g = 0; g < GROUPS; g++) {
             const __m512i packed = _mm512_maskz_loadu_epi8(mask, codes + (g < groups ? g : 0) * bytes + j);
@@ -68,8 +71,8 @@ DP_INLINE void code_block(const int8_t *q, size_t d, const uint8_t *codes, size_
     for (size_t h = 0; h < heads; h++) out[h] = fold(sum[h]);
 }
 
-DP_INLINE void sign_block(const int8_t *q, size_t d, const uint8_t *signs, size_t groups, __m512i out[HEADS],
-                          size_t heads, int whole, dot4_fn *dot4)
+DP_INLINE void sign_block(const int8_t *q, size_t d, const uint8_t *signs, size_t groups, lines *ahead,
+                          __m512i out[HEADS], size_t heads, int whole, dot4_fn *dot4)
 {
     const __m512i one = _mm512_set1_epi8(1);
     __m512i sum[HEADS][GROUPS];
@@ -81,6 +84,7 @@ DP_INLINE void sign_block(const int8_t *q, size_t d, const uint8_t *signs, size_
     const size_t bytes = d / 2;
     for (size_t j = 0; j < bytes; j += VECTOR / 8) {
         const __mmask64 mask = whole ? ~(__mmask64)0 : first_bytes(8 * (bytes - j));
+        fetch_lines(ahead, 1);
         DP_UNROLL
         for (size_t g = 0; g < GROUPS; g++) {
             const uint8_t *const from = signs + (g < groups ? g : 0) * bytes + j;
@@ -113,6 +117,12 @@ DP_INLINE window window_at(size_t first, const dp_code_tokens *t)
                     left >= TOKENS ? GROUPS : (left + DP_CODE_GROUP - 1) / DP_CODE_GROUP};
 }
 
+/* The first heads fetch for all. */
+DP_INLINE lines ahead_of(const dp_code_tokens *t, size_t first_head)
+{
+    return (lines){(uintptr_t)t->ahead, first_head == 0 ? t->ahead_lines : 0};
+}
+
 DP_INLINE __m512 steps_at(size_t first, window w, const dp_code_tokens *t)
 {
     const __m512i bytes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(w.lanes, t->step + first));
@@ -131,13 +141,14 @@ DP_INLINE void code_logits_of(const dp_code_queries *q, size_t h, const dp_code_
                               size_t out_stride, size_t heads, int whole, dot4_fn *dot4)
 {
     size_t stored = 0;
+    lines ahead = ahead_of(t, h);
     for (size_t first = 0; first < t->skip + t->n; first += TOKENS) {
         const window w = window_at(first, t);
         const __m512 steps = steps_at(first, w, t);
         const size_t count = (size_t)__builtin_popcount(w.lanes);
         __m512i sums[HEADS];
-        code_block(q->q + h * 4 * q->d, q->d, t->codes + first / DP_CODE_GROUP * 2 * q->d, w.groups, sums, heads, whole,
-                   dot4);
+        code_block(q->q + h * 4 * q->d, q->d, t->codes + first / DP_CODE_GROUP * 2 * q->d, w.groups, &ahead, sums,
+                   heads, whole, dot4);
         DP_UNROLL
         for (size_t i = 0; i < heads; i++)
             _mm512_mask_storeu_ps(out + (h + i) * out_stride + stored, dp_mask16(count),
@@ -153,12 +164,13 @@ DP_INLINE void sign_max_of(const dp_code_queries *q, size_t h, const dp_code_tok
     __m512 largest[HEADS];
     DP_UNROLL
     for (size_t i = 0; i < heads; i++) largest[i] = _mm512_set1_ps(-INFINITY);
+    lines ahead = ahead_of(t, h);
     for (size_t first = 0; t->n && first < t->skip + t->n; first += TOKENS) {
         const window w = window_at(first, t);
         const __m512 steps = steps_at(first, w, t);
         __m512i sums[HEADS];
-        sign_block(q->q + h * 4 * q->d, q->d, t->codes + first / DP_CODE_GROUP * (q->d / 2), w.groups, sums, heads,
-                   whole, dot4);
+        sign_block(q->q + h * 4 * q->d, q->d, t->codes + first / DP_CODE_GROUP * (q->d / 2), w.groups, &ahead, sums,
+                   heads, whole, dot4);
         DP_UNROLL
         for (size_t i = 0; i < heads; i++) /* NaN: the second operand */
             largest[i] = _mm512_mask_max_ps(
@@ -193,7 +205,8 @@ typedef void sign_max_heads_fn(const dp_code_queries *q, size_t h, const dp_code
 /* code_logits and sign_max of the table, by dot4(). */
 #define DP_CODES                                                                                                       \
     DP_CODES_OF(1, 0)                                                                                                  \
-    DP_CODES_OF(2, 0) DP_CODES_OF(3, 0) DP_CODES_OF(4, 0) DP_CODES_OF(1, 1) DP_CODES_OF(2, 1) DP_CODES_OF(3, 1)        \
+    DP_CODES_OF(2, 0)                                                                                                  \
+    DP_CODES_OF(3, 0) DP_CODES_OF(4, 0) DP_CODES_OF(1, 1) DP_CODES_OF(2, 1) DP_CODES_OF(3, 1)                          \
         DP_CODES_OF(4, 1) static void                                                                                  \
         code_logits(const dp_code_queries *q, const dp_code_tokens *t, float *out, size_t out_stride)                  \
     {                                                                                                                  \

@@ -2,6 +2,8 @@
  * shifts move to the top of each lane and back, with their sign; the queries are broadcast. */
 #include "avx512.h"
 
+#include "../mean_groups.h"
+
 /* `heads` x `panels` sums; both are constants at every call. */
 DP_INLINE void score_tile(const float *q, size_t d, const int8_t *panel, float *out, size_t out_stride, size_t heads,
                           size_t panels)
@@ -11,8 +13,7 @@ DP_INLINE void score_tile(const float *q, size_t d, const int8_t *panel, float *
     DP_UNROLL
     for (size_t h = 0; h < heads; h++) {
         DP_UNROLL
-        for (size_t p = 0; p < panels; p++)
-            sum[h][p] = _mm512_setzero_ps();
+        for (size_t p = 0; p < panels; p++) sum[h][p] = _mm512_setzero_ps();
     }
     for (size_t j = 0; j < d; j += 4) {
         __m512 x[4][4];
@@ -32,8 +33,7 @@ DP_INLINE void score_tile(const float *q, size_t d, const int8_t *panel, float *
             for (size_t i = 0; i < 4; i++) {
                 const __m512 element = _mm512_set1_ps(q[h * d + j + i]);
                 DP_UNROLL
-                for (size_t p = 0; p < panels; p++)
-                    sum[h][p] = _mm512_fmadd_ps(element, x[p][i], sum[h][p]);
+                for (size_t p = 0; p < panels; p++) sum[h][p] = _mm512_fmadd_ps(element, x[p][i], sum[h][p]);
             }
         }
     }
@@ -88,50 +88,55 @@ static void score_panels(const float *q, size_t heads, size_t d, const int8_t *p
     }
 }
 
-/* Sums of `heads` (a constant) heads over dimensions j to j + 31 stay in registers while the rows go by. */
-DP_INLINE void mean_block(const float *w, size_t w_stride, const void *const *rows, size_t n, size_t d, size_t j, float *acc,
-                          size_t heads)
+/* Sums of `heads` (a constant) heads over dimensions j to j + 63, masked or all of them, stay in registers while the rows go
+ * by. */
+DP_INLINE void mean_columns(const float *w, size_t w_stride, mean_rows m, size_t j, float *acc, size_t heads,
+                            int masked)
 {
-    const __mmask32 mask = dp_mask32(d - j);
-    const __mmask16 low = (__mmask16)mask, high = (__mmask16)(mask >> 16);
-    __m512 sum[4][2];
+    __mmask16 mask[4];
+    __m512 sum[4][4];
     DP_UNROLL
-    for (size_t h = 0; h < heads; h++) {
-        sum[h][0] = _mm512_maskz_loadu_ps(low, acc + h * d + j);
-        sum[h][1] = _mm512_maskz_loadu_ps(high, acc + h * d + j + 16);
+    for (size_t b = 0; b < 4; b++) {
+        mask[b] = !masked ? 0xffff : m.d - j > 16 * b ? dp_mask16(m.d - j - 16 * b) : 0;
+        DP_UNROLL
+        for (size_t h = 0; h < heads; h++) sum[h][b] = _mm512_maskz_loadu_ps(mask[b], acc + h * m.d + j + 16 * b);
     }
-    for (size_t i = 0; i < n; i++) {
-        const __m256i bytes = _mm256_maskz_loadu_epi8(mask, (const int8_t *)rows[i] + j);
-        const __m512 x = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
-        const __m512 y = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+    for (size_t i = 0; i < m.n; i++) {
+        const int8_t *const row = (const int8_t *)m.rows[i] + j;
+        fetch_mean(m, i, j);
+        __m512 x[4];
+        DP_UNROLL
+        for (size_t b = 0; b < 4; b++) {
+            const __m128i bytes = masked ? _mm_maskz_loadu_epi8(mask[b], row + 16 * b)
+                                         : _mm_loadu_si128((const __m128i *)(const void *)(row + 16 * b));
+            x[b] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+        }
         DP_UNROLL
         for (size_t h = 0; h < heads; h++) {
             const __m512 weight = _mm512_set1_ps(w[h * w_stride + i]);
-            sum[h][0] = _mm512_fmadd_ps(weight, x, sum[h][0]);
-            sum[h][1] = _mm512_fmadd_ps(weight, y, sum[h][1]);
+            DP_UNROLL
+            for (size_t b = 0; b < 4; b++) sum[h][b] = _mm512_fmadd_ps(weight, x[b], sum[h][b]);
         }
     }
     DP_UNROLL
     for (size_t h = 0; h < heads; h++) {
-        _mm512_mask_storeu_ps(acc + h * d + j, low, sum[h][0]);
-        _mm512_mask_storeu_ps(acc + h * d + j + 16, high, sum[h][1]);
+        DP_UNROLL
+        for (size_t b = 0; b < 4; b++) _mm512_mask_storeu_ps(acc + h * m.d + j + 16 * b, mask[b], sum[h][b]);
     }
 }
 
-static void weighted_means(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n, size_t d,
-                           float *acc)
+DP_INLINE void mean_block(const float *w, size_t w_stride, mean_rows m, size_t j, float *acc, size_t heads)
 {
-    for (size_t h = 0; h < heads; h += 4)
-        for (size_t j = 0; j < d; j += 32) {
-            const float *weights = w + h * w_stride;
-            float *sums = acc + h * d;
-            switch (heads - h) {
-            case 1: mean_block(weights, w_stride, rows, n, d, j, sums, 1); break;
-            case 2: mean_block(weights, w_stride, rows, n, d, j, sums, 2); break;
-            case 3: mean_block(weights, w_stride, rows, n, d, j, sums, 3); break;
-            default: mean_block(weights, w_stride, rows, n, d, j, sums, 4); break;
-            }
-        }
+    if (m.d - j >= 64)
+        mean_columns(w, w_stride, m, j, acc, heads, 0);
+    else
+        mean_columns(w, w_stride, m, j, acc, heads, 1);
+}
+
+static void weighted_means(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n,
+                           size_t ahead, size_t d, float *acc)
+{
+    means_in_blocks(w, w_stride, heads, (mean_rows){.rows = rows, .n = n, .ahead = ahead, .d = d}, acc, 64, mean_block);
 }
 
 void dp_avx512_init_scores(dp_kernels *k)

@@ -5,6 +5,8 @@
 
 #include "neon.h"
 
+#include "../lines.h"
+
 enum { VECTOR = 16 };
 
 /* What four products a lane are added to; the lanes of total() are the sums. */
@@ -68,8 +70,10 @@ DP_INLINE float32x4_t group_logits(const dp_code_queries *q, size_t h, int32x4_t
 DP_INLINE void code_logits_by(const dp_code_queries *q, const dp_code_tokens *t, float *out, size_t out_stride, dot4 by)
 {
     const uint8_t *codes = t->codes;
+    lines ahead = {(uintptr_t)t->ahead, t->ahead_lines};
     for (size_t first = 0; first < t->skip + t->n && t->n; first += DP_CODE_GROUP, codes += 2 * q->d) {
         const window w = window_at(first, t);
+        fetch_lines(&ahead, (2 * q->d + 63) / 64);
         for (size_t h = 0; h < q->heads; h++) {
             const int32x4_t sums = code_group(q->q + h * 4 * q->d, q->d, codes, by);
             float logits[DP_CODE_GROUP];
@@ -83,8 +87,10 @@ DP_INLINE void sign_max_by(const dp_code_queries *q, const dp_code_tokens *t, fl
 {
     for (size_t h = 0; h < q->heads; h++) out[h] = -INFINITY;
     const uint8_t *signs = t->codes;
+    lines ahead = {(uintptr_t)t->ahead, t->ahead_lines};
     for (size_t first = 0; first < t->skip + t->n && t->n; first += DP_CODE_GROUP, signs += q->d / 2) {
         const window w = window_at(first, t);
+        fetch_lines(&ahead, (q->d / 2 + 63) / 64);
         for (size_t h = 0; h < q->heads; h++) {
             const int32x4_t sums = sign_group(q->q + h * 4 * q->d, q->d, signs, by);
             float logits[DP_CODE_GROUP];

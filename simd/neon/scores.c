@@ -2,6 +2,8 @@
  * shifts move to the top of each lane and back, with their sign. */
 #include "neon.h"
 
+#include "../mean_groups.h"
+
 /* One panel for `heads` (a constant) heads. */
 DP_INLINE void score_tile(const float *q, size_t d, const int8_t *panel, float *out, size_t out_stride, size_t heads)
 {
@@ -9,8 +11,7 @@ DP_INLINE void score_tile(const float *q, size_t d, const int8_t *panel, float *
     DP_UNROLL
     for (size_t h = 0; h < heads; h++) {
         DP_UNROLL
-        for (size_t v = 0; v < 4; v++)
-            sum[h][v] = vdupq_n_f32(0);
+        for (size_t v = 0; v < 4; v++) sum[h][v] = vdupq_n_f32(0);
     }
     for (size_t j = 0; j < d; j += 4) {
         __builtin_prefetch(panel + dp_panel_bytes(d) + j * DP_PANEL); /* the next panel's */
@@ -58,17 +59,17 @@ static void score_panels(const float *q, size_t heads, size_t d, const int8_t *p
 }
 
 /* Sums of `heads` (a constant) heads over dimensions j to j + 7 stay in registers while the rows go by. */
-DP_INLINE void mean_block(const float *w, size_t w_stride, const void *const *rows, size_t n, size_t d, size_t j, float *acc,
-                          size_t heads)
+DP_INLINE void mean_block(const float *w, size_t w_stride, mean_rows m, size_t j, float *acc, size_t heads)
 {
     float32x4_t sum[4][2];
     DP_UNROLL
     for (size_t h = 0; h < heads; h++) {
-        sum[h][0] = vld1q_f32(acc + h * d + j);
-        sum[h][1] = vld1q_f32(acc + h * d + j + 4);
+        sum[h][0] = vld1q_f32(acc + h * m.d + j);
+        sum[h][1] = vld1q_f32(acc + h * m.d + j + 4);
     }
-    for (size_t i = 0; i < n; i++) {
-        const int16x8_t wide = vmovl_s8(vld1_s8((const int8_t *)rows[i] + j));
+    for (size_t i = 0; i < m.n; i++) {
+        fetch_mean(m, i, j);
+        const int16x8_t wide = vmovl_s8(vld1_s8((const int8_t *)m.rows[i] + j));
         const float32x4_t low = vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
         const float32x4_t high = vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide)));
         DP_UNROLL
@@ -79,25 +80,15 @@ DP_INLINE void mean_block(const float *w, size_t w_stride, const void *const *ro
     }
     DP_UNROLL
     for (size_t h = 0; h < heads; h++) {
-        vst1q_f32(acc + h * d + j, sum[h][0]);
-        vst1q_f32(acc + h * d + j + 4, sum[h][1]);
+        vst1q_f32(acc + h * m.d + j, sum[h][0]);
+        vst1q_f32(acc + h * m.d + j + 4, sum[h][1]);
     }
 }
 
-static void weighted_means(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n, size_t d,
-                           float *acc)
+static void weighted_means(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n,
+                           size_t ahead, size_t d, float *acc)
 {
-    for (size_t h = 0; h < heads; h += 4)
-        for (size_t j = 0; j < d; j += 8) {
-            const float *weights = w + h * w_stride;
-            float *sums = acc + h * d;
-            switch (heads - h) {
-            case 1: mean_block(weights, w_stride, rows, n, d, j, sums, 1); break;
-            case 2: mean_block(weights, w_stride, rows, n, d, j, sums, 2); break;
-            case 3: mean_block(weights, w_stride, rows, n, d, j, sums, 3); break;
-            default: mean_block(weights, w_stride, rows, n, d, j, sums, 4); break;
-            }
-        }
+    means_in_blocks(w, w_stride, heads, (mean_rows){.rows = rows, .n = n, .ahead = ahead, .d = d}, acc, 8, mean_block);
 }
 
 void dp_neon_init_scores(dp_kernels *k)

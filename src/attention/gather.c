@@ -21,7 +21,6 @@ static float *accumulators(const dp_step *step, float *partial)
 /* A thread's memory. The lists hold the batch at work, then the one after it, whose rows are fetched meanwhile. */
 typedef struct gather_scratch {
     const void *keys[2 * BATCH_ROWS], *values[2 * BATCH_ROWS];
-    uint32_t positions[BATCH_ROWS];
     float units[BATCH_ROWS], several[BATCH_ROWS]; /* of mean values; 1 for clusters of more than one token, or 0 */
     float weights[];                              /* [rows][BATCH_ROWS], then a mass per row */
 } gather_scratch;
@@ -75,6 +74,18 @@ static batch list_batch(const dp_row_format *f, const dp_head_step *head, size_t
     return b;
 }
 
+/* Lists the mean values of estimated clusters from number `first` on, as far as they are of one segment and fit a batch;
+ * returns how many. */
+static size_t list_means(const dp_head_step *head, size_t first, size_t last, size_t dim, const void **values)
+{
+    const dp_cluster_ref *const refs = head->estimated + first;
+    const size_t most = last - first < BATCH_ROWS ? last - first : BATCH_ROWS;
+    size_t n = 0;
+    for (; n < most && refs[n].segment == refs[0].segment; n++)
+        values[n] = head->head->segments[refs[0].segment].mean_values + (size_t)refs[n].cluster * dim;
+    return n;
+}
+
 /* Lists the rows that a task reads first, as far as they are of use to the pass over keys and to that over values that
  * go before it; returns how many. */
 static size_t list_start(dp_gather_task task, const void **keys, const void **values)
@@ -85,12 +96,8 @@ static size_t list_start(dp_gather_task task, const void **keys, const void **va
         return list_batch(&task.step->sequence->format, task.head, item->last, &(cursor){.piece = item->first}, keys,
                           values)
             .n;
-    size_t n = 0;
-    for (size_t i = item->first; i < item->last && n < BATCH_ROWS; i++, n++) {
-        const dp_cluster_ref *const estimated = &task.head->estimated[i];
-        const dp_segment *const segment = &task.head->head->segments[estimated->segment];
-        keys[n] = values[n] = segment->mean_values + (size_t)estimated->cluster * task.step->sequence->format.value_dim;
-    }
+    const size_t n = list_means(task.head, item->first, item->last, task.step->sequence->format.value_dim, values);
+    memcpy(keys, values, n * sizeof *keys);
     return n;
 }
 
@@ -121,68 +128,95 @@ static void gather_pieces(dp_gather_task task, dp_gather_task next_task, float *
     }
 }
 
-/* The first-order part of the estimates of a segment's clusters, all at once: a cluster's weighted mean value moves by
- * scale * (covariance of values and keys) (q - q0), and that covariance is the segment's mean one, the slope. mass: [rows],
- * of its estimated clusters of more than one token. Without it the clusters' errors add up, as they point the same way. */
-static void add_slope(const dp_step *step, const dp_head_step *h, const dp_segment *segment, float *mass,
-                      gather_scratch *scratch, float *values)
+/* Lists what follows an item's estimated clusters before number i: those from there on, or the next task's rows. */
+static size_t list_next(dp_gather_task task, dp_gather_task next_task, size_t i, const void **unused,
+                        const void **values)
 {
-    const dp_row_format *const f = &step->sequence->format;
-    for (size_t first = 0; segment->has_slope && step->params.slope && first < f->key_dim; first += BATCH_ROWS) {
-        const size_t n = f->key_dim - first < BATCH_ROWS ? f->key_dim - first : BATCH_ROWS;
-        for (size_t i = 0; i < n; i++) scratch->values[i] = segment->slope + (first + i) * f->value_dim;
-        for (size_t r = 0; r < step->rows; r++)
-            for (size_t i = 0; i < n; i++)
-                scratch->weights[r * BATCH_ROWS + i] = mass[r] * step->sequence->scale *
-                                                       h->offset[r * f->key_dim + first + i] *
-                                                       segment->slope_step[first + i];
-        step->kernels->weighted_means(scratch->weights, BATCH_ROWS, step->rows, scratch->values, n, f->value_dim, values);
-    }
-    memset(mass, 0, step->rows * sizeof *mass);
+    const size_t last = task.head->items[task.item].last;
+    if (i == last) return list_start(next_task, unused, values);
+    return list_means(task.head, i, last, task.step->sequence->format.value_dim, values);
 }
 
-static void gather_means(dp_gather_task task, float *partial, gather_scratch *scratch)
+/* Lists rows of a segment's slope from number `first` on. */
+static size_t list_slope(const dp_row_format *f, const dp_segment *segment, size_t first, const void **rows)
+{
+    const size_t n = f->key_dim - first < BATCH_ROWS ? f->key_dim - first : BATCH_ROWS;
+    for (size_t i = 0; i < n; i++) rows[i] = segment->slope + (first + i) * f->value_dim;
+    return n;
+}
+
+/* The first-order part of the estimates of a segment's clusters, all at once: a cluster's weighted mean value moves by
+ * scale * (covariance of values and keys) (q - q0), and that covariance is the segment's mean one, the slope. mass: [rows],
+ * of its estimated clusters of more than one token. Without it the clusters' errors add up, as they point the same way.
+ * What follows number i is fetched meanwhile. */
+static void add_slope(dp_gather_task task, dp_gather_task next_task, size_t i, const dp_segment *segment,
+                      const float *mass, gather_scratch *scratch, float *values)
+{
+    const dp_step *const step = task.step;
+    const dp_row_format *const f = &step->sequence->format;
+    const void **const rows = scratch->keys;
+    for (size_t first = 0, n; first < f->key_dim; first += n) {
+        n = list_slope(f, segment, first, rows);
+        const size_t ahead = first + n < f->key_dim ? 0 : list_next(task, next_task, i, scratch->values, rows + n);
+        for (size_t r = 0; r < step->rows; r++)
+            for (size_t j = 0; j < n; j++)
+                scratch->weights[r * BATCH_ROWS + j] = mass[r] * step->sequence->scale *
+                                                       task.head->offset[r * f->key_dim + first + j] *
+                                                       segment->slope_step[first + j];
+        step->kernels->weighted_means(scratch->weights, BATCH_ROWS, step->rows, rows, n, ahead, f->value_dim, values);
+    }
+}
+
+/* Weights of n estimated clusters of a segment; their masses are added to the partial's and, where a cluster has several
+ * tokens, to spread_mass [rows]. Four sums each, as one would wait for itself. */
+static void weigh_means(const dp_step *step, const dp_head_step *h, const dp_segment *segment,
+                        const dp_cluster_ref *refs, size_t n, float *partial, float *spread_mass,
+                        gather_scratch *scratch)
+{
+    enum { SUMS = 4 };
+    for (size_t i = 0; i < n; i++) {
+        scratch->units[i] = segment->mean_step[refs[i].cluster];
+        scratch->several[i] = dp_segment_size(segment, refs[i].cluster) > 1 ? 1.0f : 0.0f;
+    }
+    for (size_t r = 0; r < step->rows; r++) {
+        const float *const mass = h->mass + r * h->n_positions;
+        float *const weights = scratch->weights + r * BATCH_ROWS;
+        float sum[SUMS] = {0}, spread[SUMS] = {0};
+        for (size_t i = 0; i < n; i++) weights[i] = mass[refs[i].position];
+        for (size_t i = n; i % SUMS; i++) weights[i] = scratch->several[i] = scratch->units[i] = 0;
+        for (size_t i = 0; i < n; i += SUMS)
+            for (size_t j = 0; j < SUMS; j++) {
+                sum[j] += weights[i + j];
+                spread[j] += weights[i + j] * scratch->several[i + j];
+                weights[i + j] *= scratch->units[i + j];
+            }
+        partial[2 * r + 1] += sum[0] + sum[1] + (sum[2] + sum[3]);
+        spread_mass[r] += spread[0] + spread[1] + (spread[2] + spread[3]);
+    }
+}
+
+static void gather_means(dp_gather_task task, dp_gather_task next_task, float *partial, gather_scratch *scratch)
 {
     const dp_step *const step = task.step;
     const dp_head_step *const h = task.head;
     const dp_item *const item = &h->items[task.item];
     const size_t dim = step->sequence->format.value_dim;
     float *const spread_mass = scratch->weights + step->rows * BATCH_ROWS, *const values = accumulators(step, partial);
+    const void **const rows = scratch->values;
     memset(spread_mass, 0, step->rows * sizeof *spread_mass);
     for (size_t r = 0; r < step->rows; r++) partial[2 * r] = h->reference[r];
-    uint32_t number = h->estimated[item->first].segment;
-    size_t position = 0; /* of the segment's first cluster */
-    for (uint32_t s = 0; s < number; s++) position += (size_t)h->head->segments[s].n_panels * DP_PANEL;
-    for (size_t i = item->first; i < item->last;) {
-        const dp_segment *const segment = &h->head->segments[number];
-        size_t n = 0;
-        for (; i < item->last && h->estimated[i].segment == number && n < BATCH_ROWS; i++) {
-            const uint32_t cluster = h->estimated[i].cluster;
-            scratch->values[n] = segment->mean_values + (size_t)cluster * dim;
-            __builtin_prefetch(scratch->values[n], 0, 2);
-            scratch->units[n] = segment->mean_step[cluster];
-            scratch->several[n] = dp_segment_size(segment, cluster) > 1 ? 1.0f : 0.0f;
-            scratch->positions[n++] = cluster;
-        }
-        for (size_t r = 0; r < step->rows; r++) {
-            const float *const mass = h->mass + r * h->n_positions + position;
-            float *const weights = scratch->weights + r * BATCH_ROWS;
-            float sum = 0, spread = 0;
-            for (size_t j = 0; j < n; j++) {
-                const float m = mass[scratch->positions[j]];
-                weights[j] = m * scratch->units[j];
-                sum += m;
-                spread += m * scratch->several[j];
-            }
-            partial[2 * r + 1] += sum;
-            spread_mass[r] += spread;
-        }
-        step->kernels->weighted_means(scratch->weights, BATCH_ROWS, step->rows, scratch->values, n, dim, values);
-        const uint32_t next = i < item->last ? h->estimated[i].segment : UINT32_MAX;
-        if (next == number) continue;
-        add_slope(step, h, segment, spread_mass, scratch, values);
-        for (; i < item->last && number < next; number++)
-            position += (size_t)h->head->segments[number].n_panels * DP_PANEL;
+    for (size_t i = item->first, n; i < item->last; i += n) {
+        const dp_cluster_ref *const refs = h->estimated + i;
+        const dp_segment *const segment = &h->head->segments[refs->segment];
+        n = list_means(h, i, item->last, dim, rows);
+        const bool ends = i + n == item->last || refs[n].segment != refs->segment;
+        const bool slope = ends && segment->has_slope && step->params.slope;
+        const size_t ahead = slope ? list_slope(&step->sequence->format, segment, 0, rows + n)
+                                   : list_next(task, next_task, i + n, scratch->keys, rows + n);
+        weigh_means(step, h, segment, refs, n, partial, spread_mass, scratch);
+        step->kernels->weighted_means(scratch->weights, BATCH_ROWS, step->rows, rows, n, ahead, dim, values);
+        if (slope) add_slope(task, next_task, i + n, segment, spread_mass, scratch, values);
+        if (ends) memset(spread_mass, 0, step->rows * sizeof *spread_mass);
     }
     /* Where all masses underflowed there is nothing, and the reference must not pass for a logit that is there. */
     for (size_t r = 0; r < step->rows; r++) {
@@ -203,7 +237,7 @@ void dp_gather_item(dp_gather_task task, dp_gather_task next, void *scratch)
     }
     memset(accumulators(step, partial), 0, step->rows * step->sequence->format.value_dim * sizeof *partial);
     if (task.head->items[task.item].estimated)
-        gather_means(task, partial, scratch);
+        gather_means(task, next, partial, scratch);
     else
         gather_pieces(task, next, partial, scratch);
 }

@@ -1,4 +1,6 @@
 /* Work lists: runs of rows (pieces) and the items they are cut into. */
+#include <string.h>
+
 #include "attention/step.h"
 
 static size_t ceil_div(size_t a, size_t b)
@@ -9,7 +11,11 @@ static size_t ceil_div(size_t a, size_t b)
 /* Rows per item: 128 KiB take a core some ten microseconds, so items even out the heads' different work and cost little
  * to hand out and to merge (dense at 128K tokens: a tenth of the time with 64 KiB). Long lists get longer items, so that
  * the partial results stay few. */
-enum { ITEM_BYTES = 128 << 10, ITEMS_PER_LIST = 128, ESTIMATED_PER_ITEM = 256 };
+enum { ITEM_BYTES = 128 << 10, ITEMS_PER_LIST = 128 };
+
+/* Estimated clusters per item. Items end with a segment where they can: the slope of a segment, as many rows as a hundred
+ * clusters, is added for each item that has clusters of it. */
+enum { FEWEST_ESTIMATED = 128, MOST_ESTIMATED = 512 };
 
 static size_t even_tokens(const dp_step *step)
 {
@@ -41,7 +47,7 @@ static size_t exact_tokens(const dp_step *step, const dp_head *head)
 size_t dp_items_capacity(const dp_step *step, const dp_head *head)
 {
     return most_items(step, exact_tokens(step, head)) + most_items(step, head->clustered) +
-           head->n_panels * DP_PANEL / ESTIMATED_PER_ITEM + 1;
+           head->n_panels * DP_PANEL / FEWEST_ESTIMATED + 1;
 }
 
 static void add_piece(dp_head_step *head, dp_run run, size_t n, size_t first_row)
@@ -88,6 +94,18 @@ static void cut_items(const dp_step *step, dp_head_step *head, size_t first)
     }
 }
 
+/* Cuts the estimated clusters into items. */
+static void cut_estimated(dp_head_step *head)
+{
+    size_t start = 0;
+    for (size_t i = 1; i <= head->n_estimated; i++) {
+        const bool ends = i == head->n_estimated || head->estimated[i].segment != head->estimated[i - 1].segment;
+        if (i < head->n_estimated && i - start < (ends ? FEWEST_ESTIMATED : MOST_ESTIMATED)) continue;
+        head->items[head->n_items++] = (dp_item){.first = (uint32_t)start, .last = (uint32_t)i, .estimated = true};
+        start = i;
+    }
+}
+
 void dp_pieces_exact(const dp_step *step, dp_head_step *h)
 {
     const dp_row_format *const f = &step->sequence->format;
@@ -119,22 +137,52 @@ void dp_pieces_all(const dp_step *step, dp_head_step *h)
     h->counts.bytes_rows += h->head->clustered * (f->key_bytes + f->value_bytes);
 }
 
+/* The first of the marks from number i on that is not 0, or n: few are. */
+static uint32_t next_wanted(const uint8_t *wanted, uint32_t i, uint32_t n)
+{
+    for (uint64_t eight; i + sizeof eight <= n; i += sizeof eight) {
+        memcpy(&eight, wanted + i, sizeof eight);
+        if (eight) break;
+    }
+    while (i < n && !wanted[i]) i++;
+    return i;
+}
+
 /* The tokens of a scanned cluster that are to be read; returns how many. */
 static uint32_t add_wanted(const dp_row_format *f, dp_head_step *h, const dp_segment *segment, uint32_t cluster,
                            const uint8_t *wanted)
 {
     const uint32_t n = dp_segment_size(segment, cluster);
-    const dp_run run = dp_segment_run(segment, f, cluster);
     uint32_t all = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        if (!wanted[i]) continue;
+    for (uint32_t i = next_wanted(wanted, 0, n); i < n; i = next_wanted(wanted, i, n)) {
         uint32_t length = 1;
         while (i + length < n && wanted[i + length]) length++;
-        add_run(f, h, dp_run_from(run, f, i), length);
+        add_run(f, h, dp_run_from(dp_segment_run(segment, f, cluster), f, i), length);
         all += length;
         i += length;
     }
     return all;
+}
+
+/* What is read of a cluster that is refined or looked at; returns whether its mean value stands for the rest. */
+static bool add_refined(const dp_row_format *f, dp_head_step *h, const dp_segment *segment, uint32_t cluster,
+                        uint8_t flags, const uint8_t *wanted)
+{
+    const uint32_t size = dp_segment_size(segment, cluster);
+    uint32_t read = 0;
+    if ((flags & (SELECT_LOOK | SELECT_REFINE)) == SELECT_LOOK)
+        h->counts.bytes_codes +=
+            dp_segment_groups(segment, cluster) * dp_sign_bytes(f) + size * sizeof *segment->code_step + 1;
+    if (flags & SELECT_REFINE) {
+        add_cluster(f, h, segment, cluster);
+        read = size;
+    } else if (flags & SELECT_SCAN) {
+        read = add_wanted(f, h, segment, cluster, wanted);
+        h->counts.bytes_codes += dp_segment_groups(segment, cluster) * dp_code_bytes(f);
+    }
+    h->counts.clusters_refined += (flags & (SELECT_REFINE | SELECT_SCAN)) != 0;
+    h->counts.tokens_refined += read;
+    return flags & SELECT_ESTIMATE && read < size;
 }
 
 void dp_pieces_selected(const dp_step *step, dp_head_step *h)
@@ -142,33 +190,22 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
     const dp_row_format *const f = &step->sequence->format;
     const size_t first = h->n_pieces;
     size_t position = 0, token = 0; /* of the segment */
+    dp_cluster_ref *const estimated = h->estimated;
+    size_t n_estimated = 0; /* in a register: there are many */
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const dp_segment *const segment = &h->head->segments[s];
-        const uint8_t *const flags = h->flags + position;
-        const size_t estimated_before = h->n_estimated;
+        const uint8_t *const flags = h->flags + position, *const wanted = h->wanted + token;
+        const size_t estimated_before = n_estimated;
         for (uint32_t c = 0; c < segment->n_clusters; c++) {
-            const uint32_t size = dp_segment_size(segment, c);
-            uint32_t read = 0;
-            if (!flags[c]) continue;
-            if ((flags[c] & (SELECT_LOOK | SELECT_REFINE)) == SELECT_LOOK)
-                h->counts.bytes_codes +=
-                    dp_segment_groups(segment, c) * dp_sign_bytes(f) + size * sizeof *segment->code_step + 1;
-            if (flags[c] & SELECT_REFINE) {
-                add_cluster(f, h, segment, c);
-                read = size;
-            } else if (flags[c] & SELECT_SCAN) {
-                read = add_wanted(f, h, segment, c, h->wanted + token + segment->offset[c]);
-                h->counts.bytes_codes += dp_segment_groups(segment, c) * dp_code_bytes(f);
-            }
-            h->counts.clusters_refined += (flags[c] & (SELECT_REFINE | SELECT_SCAN)) != 0;
-            h->counts.tokens_refined += read;
-            if (flags[c] & SELECT_ESTIMATE && read < size)
-                h->estimated[h->n_estimated++] = (dp_cluster_ref){.segment = s, .cluster = c};
+            if (flags[c] == 0) continue;
+            if (flags[c] != SELECT_ESTIMATE && !add_refined(f, h, segment, c, flags[c], wanted + segment->offset[c]))
+                continue;
+            estimated[n_estimated++] = (dp_cluster_ref){.segment = s, .cluster = c, .position = (uint32_t)position + c};
         }
         if (dp_segment_stale(segment)) continue;
         token += segment->n_tokens;
         position += (size_t)segment->n_panels * DP_PANEL;
-        if (segment->has_slope && step->params.slope && h->n_estimated > estimated_before)
+        if (segment->has_slope && step->params.slope && n_estimated > estimated_before)
             h->counts.bytes_means += f->key_dim * (f->value_dim + sizeof(float));
         /* panels; size, spread and limit; offsets; mean_key */
         h->counts.bytes_centroids +=
@@ -177,12 +214,9 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
     }
     if (h->head->queries.settled) /* origin, and the factor's lower triangle */
         h->counts.bytes_centroids += f->key_dim * (f->key_dim + 3) / 2 * sizeof(float);
+    h->n_estimated = n_estimated;
     cut_items(step, h, first);
-    for (size_t i = 0; i < h->n_estimated; i += ESTIMATED_PER_ITEM)
-        h->items[h->n_items++] = (dp_item){
-            .first = (uint32_t)i,
-            .last = (uint32_t)(h->n_estimated - i < ESTIMATED_PER_ITEM ? h->n_estimated : i + ESTIMATED_PER_ITEM),
-            .estimated = true};
+    cut_estimated(h);
     h->counts.clusters_estimated = h->n_estimated;
     h->counts.bytes_means += h->n_estimated * (f->value_dim + sizeof(float));
     h->counts.bytes_rows += h->counts.tokens_refined * (f->key_bytes + f->value_bytes);

@@ -8,7 +8,8 @@
 enum {
     CLUSTERS_PER_TASK = 32,
     BATCH_TOKENS = 64,
-    AHEAD = 4 /* clusters whose signs are fetched before they are needed */
+    AHEAD = 2, /* clusters whose signs are fetched before they are needed */
+    LINE = 64
 };
 
 /* Tokens with a larger share of the mass than TOKEN_SHARE * epsilon^2 are read, for any query row. Values of different tokens
@@ -108,18 +109,41 @@ static run run_of(const dp_segment *segment, uint32_t cluster)
     return (run){segment->offset[cluster], dp_segment_size(segment, cluster)};
 }
 
-/* All lines that have a byte of it. */
-static void prefetch(const void *x, size_t bytes)
+/* Lines of the cache. */
+typedef struct lines {
+    const void *first;
+    size_t n;
+} lines;
+
+/* All that have a byte of it. */
+static lines lines_of(const void *x, size_t bytes)
 {
-    const uintptr_t end = (uintptr_t)x + bytes; /* numbers: the first line begins before x */
-    for (uintptr_t line = (uintptr_t)x & ~(uintptr_t)63; line < end; line += 64)
-        __builtin_prefetch((const void *)line, 0, 2);
+    const uintptr_t begin = (uintptr_t)x & ~(uintptr_t)(LINE - 1); /* before x */
+    return (lines){(const void *)begin, bytes ? ((uintptr_t)x + bytes - begin + LINE - 1) / LINE : 0};
 }
 
-/* The cluster's groups of so many bytes each. */
-static void prefetch_groups(const dp_segment *segment, uint32_t cluster, const uint8_t *codes, size_t bytes)
+static void prefetch(lines l)
 {
-    prefetch(codes + segment->offset[cluster] / DP_CODE_GROUP * bytes, dp_segment_groups(segment, cluster) * bytes);
+    for (size_t i = 0; i < l.n; i++) __builtin_prefetch((const void *)((uintptr_t)l.first + i * LINE), 0, 2);
+}
+
+/* The cluster's groups of so many bytes each; none without a cluster. */
+static lines lines_of_groups(const dp_head_step *h, const dp_cluster_ref *ref, bool codes, size_t bytes)
+{
+    if (!ref) return (lines){0};
+    const dp_segment *const segment = &h->head->segments[ref->segment];
+    return lines_of((codes ? segment->codes : segment->signs) + segment->offset[ref->cluster] / DP_CODE_GROUP * bytes,
+                    dp_segment_groups(segment, ref->cluster) * bytes);
+}
+
+static lines lines_of_signs(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref)
+{
+    return lines_of_groups(h, ref, false, dp_sign_bytes(&step->sequence->format));
+}
+
+static lines lines_of_codes(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref)
+{
+    return lines_of_groups(h, ref, true, dp_code_bytes(&step->sequence->format));
 }
 
 static dp_code_queries queries_of(const dp_step *step, const dp_head_step *h, const float *factor)
@@ -131,15 +155,18 @@ static dp_code_queries queries_of(const dp_step *step, const dp_head_step *h, co
                              .factor = factor};
 }
 
-/* A run of the cluster's tokens in groups of so many bytes. */
-static dp_code_tokens tokens_of(const dp_segment *segment, uint32_t cluster, run r, const uint8_t *codes, size_t bytes)
+/* A run of the cluster's tokens in groups of so many bytes, and what is fetched meanwhile. */
+static dp_code_tokens tokens_of(const dp_segment *segment, uint32_t cluster, run r, const uint8_t *codes, size_t bytes,
+                                lines ahead)
 {
     const size_t group = r.first / DP_CODE_GROUP;
     return (dp_code_tokens){.codes = codes + group * bytes,
                             .step = segment->code_step + group * DP_CODE_GROUP,
                             .step_base = (uint32_t)segment->code_base[cluster] << 23,
                             .skip = r.first % DP_CODE_GROUP,
-                            .n = r.n};
+                            .n = r.n,
+                            .ahead = ahead.first,
+                            .ahead_lines = ahead.n};
 }
 
 static float centroid_logit(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, const float *base,
@@ -150,15 +177,19 @@ static float centroid_logit(const dp_step *step, const dp_head_step *h, const dp
 
 /* Whether any token of a cluster may have more than its row's limit, by the signs of their keys less the centroid. Where
  * the elements are normal, these are known to SIGN_ERROR of their deviation. */
-static bool may_matter(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, const scan_scratch *w)
+static bool may_matter(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, lines ahead,
+                       const scan_scratch *w)
 {
     const dp_segment *const segment = &h->head->segments[ref->segment];
     for (size_t r = 0; r < step->rows; r++)
-        if (!(h->mass[r * h->n_positions + ref->position] <= CLUSTER_SHARE * h->token_limit[r])) return true;
+        if (!(h->mass[r * h->n_positions + ref->position] <= CLUSTER_SHARE * h->token_limit[r])) {
+            prefetch(ahead);
+            return true;
+        }
     const dp_code_queries q = queries_of(step, h, h->sign_factor);
     const run all = run_of(segment, ref->cluster);
     const dp_code_tokens tokens =
-        tokens_of(segment, ref->cluster, all, segment->signs, dp_sign_bytes(&step->sequence->format));
+        tokens_of(segment, ref->cluster, all, segment->signs, dp_sign_bytes(&step->sequence->format), ahead);
     step->kernels->sign_max(&q, &tokens, w->largest);
     float spread;
     step->kernels->to_f32[DP_BF16](&spread, segment->spread + ref->cluster, 1);
@@ -171,18 +202,19 @@ static bool may_matter(const dp_step *step, const dp_head_step *h, const dp_clus
 
 /* Marks those of a batch's tokens that are to be read, and adds the mass of the others to w->left. */
 static void scan_batch(const dp_step *step, const dp_head_step *h, const dp_segment *segment, uint32_t cluster,
-                       run batch, uint8_t *wanted, const scan_scratch *w)
+                       run batch, lines ahead, uint8_t *wanted, const scan_scratch *w)
 {
     const dp_code_queries q = queries_of(step, h, h->code_factor);
     const dp_code_tokens tokens =
-        tokens_of(segment, cluster, batch, segment->codes, dp_code_bytes(&step->sequence->format));
+        tokens_of(segment, cluster, batch, segment->codes, dp_code_bytes(&step->sequence->format), ahead);
     step->kernels->code_logits(&q, &tokens, w->mass, BATCH_TOKENS);
     step->kernels->split_masses(w->mass, BATCH_TOKENS, step->rows, batch.n, w->reference, h->token_limit, wanted,
                                 w->left);
 }
 
 /* The tokens of a cluster one by one, in place of its estimate. */
-static void scan_cluster(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, const scan_scratch *w)
+static void scan_cluster(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, lines ahead,
+                         const scan_scratch *w)
 {
     const dp_segment *const segment = &h->head->segments[ref->segment];
     const run all = run_of(segment, ref->cluster);
@@ -192,7 +224,7 @@ static void scan_cluster(const dp_step *step, const dp_head_step *h, const dp_cl
     }
     for (size_t i = 0; i < all.n; i += BATCH_TOKENS)
         scan_batch(step, h, segment, ref->cluster,
-                   (run){all.first + i, all.n - i < BATCH_TOKENS ? all.n - i : BATCH_TOKENS},
+                   (run){all.first + i, all.n - i < BATCH_TOKENS ? all.n - i : BATCH_TOKENS}, i ? (lines){0} : ahead,
                    h->wanted + ref->first_token + i, w);
     for (size_t r = 0; r < step->rows; r++) h->mass[r * h->n_positions + ref->position] = w->left[r];
     h->flags[ref->position] |= SELECT_ESTIMATE | SELECT_SCAN;
@@ -209,37 +241,41 @@ static void settle_base(const dp_step *step, const dp_head_step *h, uint32_t seg
         base[r] = step->sequence->scale * step->kernels->dot(h->q + r * dim, mean, dim);
 }
 
-/* First the signs of all clusters, then the codes of those that they do not acquit: both are on their way from memory
- * while others are worked on. */
+/* The bytes that go with both signs and codes: a line or two, not worth handing out. */
+static void prefetch_steps(const dp_head_step *h, const dp_cluster_ref *ref)
+{
+    const dp_segment *const segment = &h->head->segments[ref->segment];
+    const run all = run_of(segment, ref->cluster);
+    prefetch(lines_of(segment->code_step + all.first, all.n * sizeof *segment->code_step));
+}
+
+/* First the signs of all clusters, then the codes of those that they do not acquit. While one is worked on another one is
+ * on its way from memory, a line now and then: all of its lines at once, and the core waits for memory to take them (half
+ * of the time of this function, at 128K tokens). */
 void dp_scan_run(const dp_step *step, const dp_head_step *h, size_t task, float *scratch)
 {
-    const dp_row_format *const f = &step->sequence->format;
     const size_t rows = step->rows;
     const scan_scratch w = {scratch, scratch + rows, scratch + 2 * rows, scratch + 3 * rows, scratch + 4 * rows};
     const size_t begin = task * CLUSTERS_PER_TASK, left = h->n_scanned - begin;
     const dp_cluster_ref *const refs = h->scanned + begin;
     const size_t n = left < CLUSTERS_PER_TASK ? left : CLUSTERS_PER_TASK;
-    uint8_t suspects[CLUSTERS_PER_TASK];
+    const dp_cluster_ref *suspects[CLUSTERS_PER_TASK + 1] = {0};
     size_t n_suspects = 0;
     uint32_t settled = UINT32_MAX;
-    for (size_t i = 0; i < n + AHEAD; i++) {
-        if (i < n) {
-            const dp_segment *const segment = &h->head->segments[refs[i].segment];
-            const run all = run_of(segment, refs[i].cluster);
-            prefetch_groups(segment, refs[i].cluster, segment->signs, dp_sign_bytes(f));
-            prefetch(segment->code_step + all.first, all.n * sizeof *segment->code_step);
-        }
-        if (i < AHEAD) continue;
-        const dp_cluster_ref *const ref = &refs[i - AHEAD];
-        const dp_segment *const segment = &h->head->segments[ref->segment];
-        settle_base(step, h, ref->segment, &settled, w.base);
-        if (!may_matter(step, h, ref, &w)) continue;
-        prefetch_groups(segment, ref->cluster, segment->codes, dp_code_bytes(f));
-        suspects[n_suspects++] = (uint8_t)(i - AHEAD);
+    for (size_t i = 0; i < n && i < AHEAD; i++) {
+        prefetch(lines_of_signs(step, h, &refs[i]));
+        prefetch_steps(h, &refs[i]);
+    }
+    for (size_t i = 0; i < n; i++) {
+        const dp_cluster_ref *const next = i + AHEAD < n ? &refs[i + AHEAD] : NULL;
+        if (next) prefetch_steps(h, next);
+        settle_base(step, h, refs[i].segment, &settled, w.base);
+        if (!may_matter(step, h, &refs[i], lines_of_signs(step, h, next), &w)) continue;
+        if (!n_suspects) prefetch(lines_of_codes(step, h, &refs[i]));
+        suspects[n_suspects++] = &refs[i];
     }
     for (size_t i = 0; i < n_suspects; i++) {
-        const dp_cluster_ref *const ref = &refs[suspects[i]];
-        settle_base(step, h, ref->segment, &settled, w.base);
-        scan_cluster(step, h, ref, &w);
+        settle_base(step, h, suspects[i]->segment, &settled, w.base);
+        scan_cluster(step, h, suspects[i], lines_of_codes(step, h, suspects[i + 1]), &w);
     }
 }

@@ -27,8 +27,7 @@ static void check_scores(size_t heads, size_t d, size_t n_panels, contents kind)
     fill(q, heads * d, kind);
     fill(steps, n, kind);
     for (size_t i = 0; i < n; i++) {
-        for (size_t j = 0; j < d; j++)
-            panels[at(i, j, d)] = random_byte();
+        for (size_t j = 0; j < d; j++) panels[at(i, j, d)] = random_byte();
         memcpy(panels + i / DP_PANEL * dp_panel_bytes(d) + DP_PANEL * d + i % DP_PANEL * sizeof *steps, steps + i,
                sizeof *steps);
     }
@@ -76,7 +75,8 @@ END_TEST
 
 static void check_means(size_t heads, size_t d, size_t n, contents kind)
 {
-    const size_t n_rows = n + random_below(9) + 1, w_stride = n + random_below(5), acc_bytes = heads * d * sizeof(float);
+    const size_t n_rows = n + random_below(9) + 1, w_stride = n + random_below(5),
+                 acc_bytes = heads * d * sizeof(float);
     const size_t w_bytes = (heads ? (heads - 1) * w_stride + n : 0) * sizeof(float);
     float *const w = allocate(w_bytes), *const acc = allocate(acc_bytes);
     int8_t *const rows = allocate(n_rows * d);
@@ -91,10 +91,12 @@ static void check_means(size_t heads, size_t d, size_t n, contents kind)
         const size_t shift = run ? random_shift(4) : 0;
         results[run] = place(acc, acc_bytes, shift);
         const int8_t *const placed = place(rows, n_rows * d, run * random_shift(1));
-        const void **const pointers = allocate(n * sizeof *pointers);
+        const size_t ahead = run ? random_below(2 * n + 2) : 0, listed = (n + ahead) * sizeof(void *);
+        const void **const pointers = allocate(listed);
         for (size_t i = 0; i < n; i++) pointers[i] = placed + index[i] * d;
-        kernels.weighted_means(place(w, w_bytes, shift), w_stride, heads,
-                               place(pointers, n * sizeof *pointers, run * 8), n, d, results[run]);
+        for (size_t i = 0; i < ahead; i++) pointers[n + i] = (const void *)(uintptr_t)(64 * i); /* nobody's memory */
+        kernels.weighted_means(place(w, w_bytes, shift), w_stride, heads, place(pointers, listed, run * 8), n, ahead, d,
+                               results[run]);
     }
     expect_same("weighted_means", results[0], results[1], acc_bytes);
     for (size_t h = 0; h < heads; h++)
