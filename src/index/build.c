@@ -217,7 +217,8 @@ static float quantise(const float *x, size_t n, int8_t *rounded)
     float largest = 0;
     bool finite = true;
     for (size_t j = 0; j < n; j++) {
-        largest = fmaxf(largest, fabsf(x[j]));
+        const float magnitude = fabsf(x[j]);
+        largest = magnitude > largest ? magnitude : largest;
         finite &= isfinite(x[j]) != 0;
     }
     const float step = largest / 127.0f, inverse = step > 0 ? 1.0f / step : 0.0f;
@@ -226,11 +227,37 @@ static float quantise(const float *x, size_t n, int8_t *rounded)
     return !finite ? NAN : usable ? step : 0.0f;
 }
 
-/* The c of 0 to 15 for which 2 c - 15 is nearest to x. */
-static unsigned code_of(float x)
+/* codes[j]: the c of 0 to 15 for which 2 c - 15 is nearest to x[j] * inverse; 0 for NaN. A loop that compilers vectorise. */
+static void round_to_codes(const float *restrict x, float inverse, size_t n, uint8_t *restrict codes)
 {
-    const float c = 0.5f * (x + 15.0f) + 0.5f;
-    return c >= 15 ? 15 : c > 0 ? (unsigned)c : 0; /* NaN: 0 */
+    for (size_t j = 0; j < n; j++) {
+        float c = 0.5f * (x[j] * inverse + 15.0f) + 0.5f;
+        c = c > 0.0f ? c : 0.0f;
+        c = c < 15.0f ? c : 15.0f;
+        codes[j] = (uint8_t)(int32_t)c;
+    }
+}
+
+/* Token t's codes in its group: four dimensions at a time, those of the second half in the upper bits. */
+static void store_token_codes(uint8_t *group, size_t t, const uint8_t *codes, size_t dim)
+{
+    for (size_t j = 0; j < dim / 2; j += 4) {
+        uint32_t low, high;
+        memcpy(&low, codes + j, sizeof low);
+        memcpy(&high, codes + dim / 2 + j, sizeof high);
+        low |= high << 4; /* no byte of either is above 15 */
+        memcpy(group + dp_code_place(j, t), &low, sizeof low);
+    }
+}
+
+/* The same for the signs: four bits. */
+static void store_token_signs(uint8_t *group, size_t t, const float *x, size_t dim)
+{
+    for (size_t j = 0; j < dim; j += 4) {
+        const size_t place = dp_code_place(j, t);
+        const int bits = (x[j] > 0) | (x[j + 1] > 0) << 1 | (x[j + 2] > 0) << 2 | (x[j + 3] > 0) << 3;
+        group[place / 8] |= (uint8_t)(bits << place % 8);
+    }
 }
 
 /* The mean value of a cluster; false where it is not finite. */
@@ -286,22 +313,21 @@ static uint8_t step_byte(uint32_t base, float x)
     return (uint8_t)(byte < UINT8_MAX ? byte : UINT8_MAX);
 }
 
-/* Key less centroid, in b->row; returns the largest element. */
+/* Key less centroid, in b->row; returns the largest magnitude. b->sum is done with. */
 static float load_difference(const dp_sequence *s, const build *b, uint32_t token, const float *centroid)
 {
     const dp_row_format *const f = &s->format;
     s->runtime->kernels.to_f32[f->type](b->row, b->keys + token * f->key_bytes, f->key_dim);
     s->runtime->kernels.axpy(b->row, centroid, -1.0f, f->key_dim);
-    float largest = 0;
-    for (size_t j = 0; j < f->key_dim; j++) largest = fmaxf(largest, fabsf(b->row[j]));
-    return largest;
+    for (size_t j = 0; j < f->key_dim; j++) b->sum[j] = fabsf(b->row[j]);
+    return fmaxf(s->runtime->kernels.max(b->sum, f->key_dim), 0.0f);
 }
 
 /* The cluster's keys less its centroid, as that was rounded, in four bits, and their signs. b->weight is done with. */
 static void store_codes(const dp_sequence *s, const build *b, dp_segment *seg, uint32_t c)
 {
     const dp_row_format *const f = &s->format;
-    const size_t dim = f->key_dim, half = dim / 2;
+    const size_t dim = f->key_dim;
     const int8_t *const panel = seg->panels + c / DP_PANEL * dp_panel_bytes(dim);
     const float step_of_centroid = ((const float *)(const void *)(panel + DP_PANEL * dim))[c % DP_PANEL];
     float centroid[DP_MAX_DIM];
@@ -316,16 +342,10 @@ static void store_codes(const dp_sequence *s, const build *b, dp_segment *seg, u
         seg->code_step[first + i] = step_byte(base, b->weight[i]);
         const float inverse = 1.0f / dp_code_step(base, seg->code_step[first + i]);
         const size_t group = (first + i) / DP_CODE_GROUP, t = (first + i) % DP_CODE_GROUP;
-        uint8_t *const code = seg->codes + group * dp_code_bytes(f);
-        uint8_t *const signs = seg->signs + group * dp_sign_bytes(f);
-        for (size_t j = 0; j < dim; j++) {
-            const size_t place = dp_code_place(j, t);
-            signs[place / 8] |= (uint8_t)((b->row[j] > 0) << place % 8);
-        }
-        for (size_t j = 0; j < half; j++) {
-            const float low = b->row[j] * inverse, high = b->row[j + half] * inverse;
-            code[dp_code_place(j, t)] = (uint8_t)(code_of(low) | code_of(high) << 4);
-        }
+        uint8_t codes[DP_MAX_DIM];
+        round_to_codes(b->row, inverse, dim, codes);
+        store_token_codes(seg->codes + group * dp_code_bytes(f), t, codes, dim);
+        store_token_signs(seg->signs + group * dp_sign_bytes(f), t, b->row, dim);
     }
 }
 
