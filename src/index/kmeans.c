@@ -5,10 +5,6 @@
 #include <oneapi/dnnl/dnnl.h>
 #include <string.h>
 
-/* The means find their places by samples of the points, which grow: strides 4 4 3 3 2 2 1 1 of eight iterations. Half the
- * products of eight whole ones, for 1.4 % more inertia (FAISS's k-means: 1.35 % more). WHOLE: iterations over all points. */
-enum { WHOLE = 2, SAMPLE_PER_MEAN = 5 };
-
 void dp_kmeans_carve(dp_kmeans *p, dp_scratch *scratch)
 {
     p->x = dp_scratch_take(scratch, p->n * p->dim * sizeof *p->x);
@@ -39,25 +35,23 @@ static const float *comparands(dp_kmeans *p)
     return spherical ? p->directions : p->centroids;
 }
 
-/* Assigns every stride-th point; *changed tells whether any moved. */
-static bool assign(dp_kmeans *p, size_t stride, bool *changed)
+/* Assigns every point; *changed tells whether any moved. */
+static bool assign(dp_kmeans *p, bool *changed)
 {
     const float *const c = comparands(p);
-    const size_t n_assigned = (p->n + stride - 1) / stride;
     *changed = false;
-    for (size_t first = 0; first < n_assigned; first += DP_KMEANS_BLOCK) {
-        const size_t n = n_assigned - first < DP_KMEANS_BLOCK ? n_assigned - first : DP_KMEANS_BLOCK;
+    for (size_t first = 0; first < p->n; first += DP_KMEANS_BLOCK) {
+        const size_t n = p->n - first < DP_KMEANS_BLOCK ? p->n - first : DP_KMEANS_BLOCK;
         const dnnl_dim_t dim = (dnnl_dim_t)p->dim, means = (dnnl_dim_t)p->n_means;
-        if (dnnl_sgemm('N', 'T', (dnnl_dim_t)n, means, dim, 1.0f, p->x + first * stride * p->dim,
-                       (dnnl_dim_t)stride * dim, c, dim, 0.0f, p->products, means) != dnnl_success)
+        if (dnnl_sgemm('N', 'T', (dnnl_dim_t)n, means, dim, 1.0f, p->x + first * p->dim, dim, c, dim, 0.0f, p->products,
+                       means) != dnnl_success)
             return false;
         for (size_t i = 0; i < n; i++) {
             float best;
             const uint32_t j =
                 (uint32_t)p->kernels->nearest(p->products + i * p->n_means, p->half_norm, p->n_means, &best);
-            uint32_t *const assignment = &p->assignment[(first + i) * stride];
-            *changed |= *assignment != j;
-            *assignment = j;
+            *changed |= p->assignment[first + i] != j;
+            p->assignment[first + i] = j;
         }
     }
     return true;
@@ -92,13 +86,9 @@ bool dp_kmeans_run(dp_kmeans *p)
         memcpy(p->centroids + j * p->dim, p->x + (2 * j + 1) * p->n / (2 * p->n_means) * p->dim,
                p->dim * sizeof *p->centroids);
     memset(p->assignment, 0xff, p->n * sizeof *p->assignment);
-    const size_t affordable = p->n / (p->n_means * SAMPLE_PER_MEAN), most = affordable < 4 ? affordable : 4;
     bool changed = true;
-    size_t stride = SIZE_MAX;
-    for (uint32_t left = p->iterations; left && (changed || stride > 1); left--) {
-        const size_t wanted = (left + WHOLE - 1) / WHOLE, sampled = wanted < most ? wanted : most;
-        stride = sampled ? sampled : 1;
-        if (!assign(p, stride, &changed)) return false;
+    for (uint32_t i = 0; i < p->iterations && changed; i++) {
+        if (!assign(p, &changed)) return false;
         if (changed) dp_kmeans_update(p);
     }
     measure(p);
