@@ -16,7 +16,8 @@
  *
  * Threads. A runtime may be used from any number of threads at once. A sequence may be used by one thread at a time;
  * different sequences of one runtime may be used by different threads at the same time. Each call runs on an OpenMP
- * team of the calling thread. Results have the same bits for any number of threads, for a given ISA.
+ * team of the calling thread, which dp_limit_threads bounds. Results have the same bits for any number of threads, for a
+ * given ISA.
  *
  * Errors. Functions return DP_OK or a negative dp_status; dp_last_error() says in words what was wrong. After an error
  * every object is as it was before the call. The library never prints, aborts, installs signal handlers, or changes
@@ -138,6 +139,11 @@ typedef struct dp_runtime_info {
 /* Fills info (call dp_runtime_info_init first). Errors: DP_ERR_INVALID. */
 DP_API void dp_runtime_info_init(dp_runtime_info *info);
 DP_API dp_status dp_runtime_get_info(const dp_runtime *runtime, dp_runtime_info *info);
+
+/* From now on no call of the calling thread, on any runtime, runs on more than n_threads threads: for programs that read
+ * prompts with another number of threads than they decode with, or share the machine. Less than 1 (at the start of a
+ * thread): the runtime's number. Returns the limit that was in force, 0 where none was. */
+DP_API int32_t dp_limit_threads(int32_t n_threads);
 
 /* "scalar", "avx2", "avx512", "neon", "auto". */
 DP_API const char *dp_isa_name(dp_isa isa);

@@ -84,7 +84,7 @@ static void carve_batch(batch *b, dp_scratch *scratch)
     b->units = dp_scratch_take(scratch, b->n_units * sizeof *b->units);
     b->first_unit = dp_scratch_take(scratch, ((size_t)b->n_arenas + 1) * sizeof *b->first_unit);
     b->tickets = dp_scratch_take(scratch, STAGES * (size_t)b->n_arenas * sizeof *b->tickets);
-    b->thread_scratch = dp_scratch_take(scratch, b->thread_bytes * (size_t)b->runtime->n_threads);
+    b->thread_scratch = dp_scratch_take(scratch, b->thread_bytes * (size_t)dp_team_size(b->runtime));
 }
 
 /* Collects the queries by KV head, and lists what is known before any work. */

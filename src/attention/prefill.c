@@ -256,7 +256,7 @@ dp_status dp_prefill(dp_sequence *s, uint32_t layer, size_t n_queries, const flo
     dp_scratch measured = {0};
     carve(&job, &measured);
     job.scratch_bytes = measured.used;
-    const size_t n_tasks = job.n_blocks * s->config.n_kv_heads, n_threads = (size_t)rt->n_threads;
+    const size_t n_tasks = job.n_blocks * s->config.n_kv_heads, n_threads = (size_t)dp_team_size(rt);
     dp_scratch *const scratch = dp_scratch_acquire(rt, job.scratch_bytes * (n_tasks < n_threads ? n_tasks : n_threads));
     if (!scratch) return dp_no_memory(rt, "dp_prefill: no memory for %zu bytes of scratch per thread", measured.used);
     job.scratch = scratch->base;

@@ -240,7 +240,7 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
     if (copied > largest) largest = copied;
     if (s->format.borrowed) copied = largest;
     job.scratch_bytes = dp_build_scratch_bytes(s, largest) + dp_segment_row_bytes(&s->format, copied) + 128;
-    const size_t scratch_bytes = job.scratch_bytes * min_size(n_tasks, (size_t)rt->n_threads);
+    const size_t scratch_bytes = job.scratch_bytes * min_size(n_tasks, (size_t)dp_team_size(rt));
     dp_scratch *const scratch = dp_scratch_acquire(rt, tasks_bytes + scratch_bytes);
     if (!scratch) return dp_no_memory(rt, "%s: no memory to cluster %zu tokens", caller, largest);
     job.tasks = dp_scratch_take(scratch, tasks_bytes);

@@ -31,6 +31,20 @@ bool dp_team_watch_forks(void)
     return !pthread_once(&once, watch) && watching;
 }
 
+static _Thread_local int32_t limit; /* of the teams that this thread starts; 0: none */
+
+int32_t dp_limit_threads(int32_t n_threads)
+{
+    const int32_t before = limit;
+    limit = n_threads > 0 ? n_threads : 0;
+    return before;
+}
+
+int dp_team_size(const dp_runtime *rt)
+{
+    return limit && limit < rt->n_threads ? limit : rt->n_threads;
+}
+
 static void unbind_worker(const dp_runtime *rt)
 {
     dp_topology_unbind(&rt->topology, was_bound);
@@ -59,7 +73,7 @@ void dp_team_run(const dp_runtime *rt, dp_team_fn fn, void *argument)
         omp_set_num_threads(n_threads);
         return;
     }
-#pragma omp parallel num_threads(rt->n_threads)
+#pragma omp parallel num_threads(dp_team_size(rt))
     {
         /* In a team of one omp_in_parallel() is false, and oneDNN would start a team of its own: results would then
          * depend on the number of threads. The setting belongs to this task alone and ends with the region. */

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "faults.h"
+#include "runtime/team.h"
 #include "unit.h"
 
 enum { TOKENS = 5000, HEADS = 8, KV_HEADS = 2, DIM = 64, OUT = HEADS * DIM };
@@ -69,6 +70,50 @@ START_TEST(same_bits_for_any_thread_count)
         if (i) ck_assert_mem_eq(now, first, RESULTS * sizeof *now);
         dp_runtime_free(rt);
     }
+    free(first), free(now);
+}
+END_TEST
+
+static void count_members(void *argument, int thread, int n_threads)
+{
+    (void)thread;
+    *(_Atomic int *)argument = n_threads;
+}
+
+static int team_of(const dp_runtime *rt)
+{
+    _Atomic int n = 0;
+    dp_team_run(rt, count_members, &n);
+    ck_assert_int_eq(n, dp_team_size(rt));
+    return n;
+}
+
+static void *team_of_another_thread(void *rt)
+{
+    ck_assert_int_eq(team_of(rt), 3);
+    return NULL;
+}
+
+/* A thread's limit bounds its teams, not those of others, and changes no bit. */
+START_TEST(limits_hold)
+{
+    dp_runtime *const rt = runtime_with(3, DP_ISA_AUTO);
+    float *const first = malloc(RESULTS * sizeof *first), *const now = malloc(RESULTS * sizeof *now);
+    ck_assert_int_eq(team_of(rt), 3);
+    compute(rt, first);
+    static const int32_t limits[] = {1, 2, 5, -1, 2, 0};
+    int32_t before = 0;
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        ck_assert_int_eq(dp_limit_threads(limits[i]), before);
+        before = limits[i] > 0 ? limits[i] : 0;
+        ck_assert_int_eq(team_of(rt), limits[i] < 1 || limits[i] > 3 ? 3 : limits[i]);
+        compute(rt, now);
+        ck_assert_mem_eq(now, first, RESULTS * sizeof *now);
+        pthread_t thread;
+        ck_assert_int_eq(pthread_create(&thread, NULL, team_of_another_thread, rt), 0);
+        ck_assert_int_eq(pthread_join(thread, NULL), 0);
+    }
+    dp_runtime_free(rt);
     free(first), free(now);
 }
 END_TEST
@@ -177,6 +222,7 @@ int main(void)
     TCase *const tc = tcase_create("threads"), *const slow = slow_cases(suite);
     tcase_set_timeout(tc, 200);
     tcase_add_loop_test(slow, same_bits_for_any_thread_count, 0, 4);
+    tcase_add_test(slow, limits_hold);
     tcase_add_test(tc, affinity_is_left_alone);
     tcase_add_test(tc, sequences_in_concurrent_threads);
     tcase_add_test(tc, no_allocation_in_a_step);
