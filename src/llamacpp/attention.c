@@ -84,18 +84,16 @@ bool attention_supports(const struct ggml_tensor *node)
 
 /* ---- From lists to the library ---- */
 
-static bool copy_lists(stream_step *step, bool decode, int n_threads)
+static bool copy_lists(stream_step *step, bool decode)
 {
-    const uint64_t start = plugin.settings.stats ? now_ns() : 0;
     bool ok = true;
     for (uint32_t g = 0; g < step->n_groups && ok; g++) {
         cell_list *const list = step->groups[g].list;
         const uint32_t before = list->copied;
-        ok = list_copy(list, &step->layer->shape, &step->rows, decode ? step->groups[g].n : 0, n_threads);
+        ok = list_copy(list, &step->layer->shape, &step->rows, decode ? step->groups[g].n : 0);
         if (ok && list->copied > before) atomic_fetch_add(&plugin.counters.tokens_copied, list->copied - before);
     }
     if (!ok) step->layer->patience = 0;
-    if (plugin.settings.stats) atomic_fetch_add(&plugin.counters.copy_ns, now_ns() - start);
     return ok;
 }
 
@@ -197,7 +195,7 @@ static bool decode_steps(const stream_step *steps, size_t n_steps, attention_scr
             r->out = at, at += r->n_queries * out_row;
             if (sinks) r->lse = at, at += r->n_queries * shape->query_heads;
         }
-    if (dp_decode_batch(steps->groups->list->runtime, n, requests)) return false;
+    if (dp_decode_batch(list_runtime(), n, requests)) return false;
     r = requests;
     for (size_t s = 0; s < n_steps; s++)
         for (uint32_t g = 0; g < steps[s].n_groups; g++, r++) {
@@ -262,13 +260,13 @@ static bool awake(cache_layer *layer)
     return true;
 }
 
-bool attention_compute(const struct ggml_tensor *node, attention_scratch *scratch, int n_threads)
+/* Brings the lists of the layer up to date. True where the node is a step of decoding that they can serve. */
+static bool prepare(const struct ggml_tensor *node, cache_layer *layer, attention_scratch *scratch)
 {
     const size_t n_streams = (size_t)node->src[1]->ne[3], n_rows = (size_t)node->src[0]->ne[1];
-    cache_layer *const layer = cache_find(node);
     uint32_t *const group_of = room(&scratch->group_of, &scratch->n_rows, n_streams * n_rows, sizeof *group_of);
     stream_step *const steps = room(&scratch->steps, &scratch->n_steps, n_streams, sizeof *steps);
-    if (!layer || !group_of || !steps || !awake(layer)) return false;
+    if (!group_of || !steps) return false;
     bool decode = true;
     for (size_t i = 0; i < n_streams; i++) {
         stream_step *const step = &steps[i];
@@ -277,14 +275,24 @@ bool attention_compute(const struct ggml_tensor *node, attention_scratch *scratc
             continue;
         }
         const bool small = is_decode(step);
-        const bool copied = copy_lists(step, small, n_threads);
+        const bool copied = copy_lists(step, small);
         for (uint32_t g = 0; g < step->n_groups && copied && !small; g++) observe_group(step, g, scratch);
         decode &= copied && small;
     }
+    return decode;
+}
+
+bool attention_compute(const struct ggml_tensor *node, attention_scratch *scratch)
+{
+    const uint64_t start = now_ns();
+    cache_layer *const layer = cache_find(node);
+    if (!layer || !awake(layer)) return false;
+    bool decode = prepare(node, layer, scratch);
+    const uint64_t prepared = now_ns();
+    atomic_fetch_add(decode ? &plugin.counters.growth_ns : &plugin.counters.prompt_ns, prepared - start);
     if (!decode) return false;
-    const uint64_t start = plugin.settings.stats ? now_ns() : 0;
-    decode = decode_steps(steps, n_streams, scratch);
-    if (plugin.settings.stats) atomic_fetch_add(&plugin.counters.decode_ns, now_ns() - start);
+    decode = decode_steps(scratch->steps, (size_t)node->src[1]->ne[3], scratch);
+    atomic_fetch_add(&plugin.counters.decode_ns, now_ns() - prepared);
     if (decode && layer->calls % AWAKE_CALLS == 0 && layer->patience < CACHE_PATIENCE) layer->patience++;
     return decode;
 }

@@ -23,6 +23,6 @@ bool attention_supports(const struct ggml_tensor *node);
 
 /* Computes the node, or returns false and leaves it to the CPU backend. Either way the lists of its layer are up to
  * date afterwards. */
-bool attention_compute(const struct ggml_tensor *node, attention_scratch *scratch, int n_threads);
+bool attention_compute(const struct ggml_tensor *node, attention_scratch *scratch);
 
 #endif

@@ -7,7 +7,7 @@
 
 #include "llamacpp/plugin.h"
 
-enum { CHUNK = 512, RUNTIMES = 8 };
+enum { CHUNK = 512, MANY_THREADS = 1024 /* as the library allows: llama.cpp names the number for each graph */ };
 
 cell_list *list_create(uint32_t n_cells)
 {
@@ -68,7 +68,6 @@ void list_fork(cell_list *list, const cell_list *from, uint32_t n)
     /* Without a copy the tokens are read from the cache once more. */
     if (!from->sequence || dp_sequence_fork(from->sequence, &list->sequence)) return;
     list->copied = from->copied < n ? from->copied : n;
-    list->runtime = from->runtime;
 }
 
 void list_push(cell_list *list, uint32_t cell)
@@ -92,32 +91,24 @@ bool list_equals(const cell_list *list, const uint16_t *mask, uint32_t n_kv)
 
 /* ---- The copy ---- */
 
-/* The runtime with so many threads. */
-static dp_runtime *runtime_of(int n_threads)
+static dp_runtime *runtime;
+
+static void create_runtime(void)
 {
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    static struct {
-        int n_threads;
-        dp_runtime *runtime;
-    } made[RUNTIMES]; /* they stay: a program uses one or two counts of threads */
-    dp_runtime *found = NULL;
-    pthread_mutex_lock(&lock);
-    for (int i = 0; i < RUNTIMES && !found; i++) {
-        if (!made[i].runtime) {
-            dp_runtime_config config;
-            dp_runtime_config_init(&config);
-            config.n_threads = n_threads;
-            config.memory_limit = plugin.settings.memory;
-            if (dp_runtime_create(&config, &made[i].runtime)) break;
-            made[i].n_threads = n_threads;
-        }
-        if (made[i].n_threads == n_threads) found = made[i].runtime;
-    }
-    pthread_mutex_unlock(&lock);
-    return found;
+    dp_runtime_config config;
+    dp_runtime_config_init(&config);
+    config.n_threads = MANY_THREADS;
+    config.memory_limit = plugin.settings.memory;
+    dp_runtime_create(&config, &runtime);
 }
 
-static bool open_copy(cell_list *list, const list_shape *shape, dp_runtime *runtime)
+dp_runtime *list_runtime(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    return pthread_once(&once, create_runtime) ? NULL : runtime;
+}
+
+static bool open_copy(cell_list *list, const list_shape *shape)
 {
     dp_sequence_config config;
     dp_sequence_config_init(&config);
@@ -130,8 +121,7 @@ static bool open_copy(cell_list *list, const list_shape *shape, dp_runtime *runt
     config.scale = shape->scale;
     /* Layers take turns in clustering what was decoded. */
     config.pending_tokens -= shape->layer % 16 * (config.pending_tokens / 32);
-    if (dp_sequence_create(runtime, &config, &list->sequence)) return false;
-    list->runtime = runtime;
+    if (!list_runtime() || dp_sequence_create(list_runtime(), &config, &list->sequence)) return false;
     if (shape->dense) dp_sequence_set_dense(list->sequence, 0, 1);
     return true;
 }
@@ -159,16 +149,13 @@ static bool append(cell_list *list, const list_shape *shape, const list_rows *ro
     return true;
 }
 
-bool list_copy(cell_list *list, const list_shape *shape, const list_rows *rows, uint32_t fresh, int n_threads)
+bool list_copy(cell_list *list, const list_shape *shape, const list_rows *rows, uint32_t fresh)
 {
-    dp_runtime *const runtime = runtime_of(n_threads);
     if (list->sequence && dp_sequence_truncate(list->sequence, 0, list->copied)) drop_copy(list);
-    /* A prompt may be read by more threads than decode: what decodes is what counts. */
-    if (list->sequence && fresh && list->runtime != runtime) drop_copy(list);
     if (list->copied == list->n) return true;
     float *const buffer =
         malloc((size_t)CHUNK * shape->kv_heads * (shape->key_dim + shape->value_dim) * sizeof *buffer);
-    bool ok = buffer && (list->sequence || (runtime && open_copy(list, shape, runtime)));
+    bool ok = buffer && (list->sequence || open_copy(list, shape));
     while (ok && list->copied < list->n) {
         uint32_t n = list->n - list->copied;
         if (n > fresh) n -= fresh;

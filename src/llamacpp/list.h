@@ -17,7 +17,6 @@ typedef struct cell_list {
     uint32_t end;          /* no cell is at or beyond it */
     uint32_t copied;       /* first tokens of the sequence that are still those of the list */
     dp_sequence *sequence; /* one layer; NULL until the first copy */
-    dp_runtime *runtime;   /* the sequence's */
     uint64_t used;         /* when it last served, to find the one to give up */
 } cell_list;
 
@@ -35,6 +34,9 @@ typedef struct list_rows {
     const char *k, *v;
     size_t k_row, k_head, v_row, v_head; /* bytes from token to token, from head to head */
 } list_rows;
+
+/* The runtime of all copies in the process, or NULL. Its calls run on as many threads as dp_limit_threads allows. */
+dp_runtime *list_runtime(void);
 
 cell_list *list_create(uint32_t n_cells);
 void list_free(cell_list *list);
@@ -59,6 +61,6 @@ bool list_equals(const cell_list *list, const uint16_t *mask, uint32_t n_kv);
 
 /* Brings the copy up to date; the last `fresh` tokens come as decoding adds them, 0 while a prompt is read. False where
  * there is no memory for it, or the limit forbids it: the copy is gone then. */
-bool list_copy(cell_list *list, const list_shape *shape, const list_rows *rows, uint32_t fresh, int n_threads);
+bool list_copy(cell_list *list, const list_shape *shape, const list_rows *rows, uint32_t fresh);
 
 #endif

@@ -34,12 +34,13 @@ static void print_stats(void)
     fprintf(
         stderr,
         "doublep: attention nodes: %llu sparse, %llu dense, %llu passed on; read %.1f of %.1f MB (%.1f %%) in %.2f s; "
-        "%llu rows copied in %.2f s, %llu prompt queries seen, %llu lists rebuilt\n",
+        "%llu rows copied and indexed, %.2f s of prompts and %.2f s of decoding; %llu prompt queries seen, "
+        "%llu lists rebuilt\n",
         (unsigned long long)c->sparse, (unsigned long long)c->dense, (unsigned long long)c->passed,
         (double)c->bytes / 1e6, (double)c->bytes_dense / 1e6,
         c->bytes_dense ? 100.0 * (double)c->bytes / (double)c->bytes_dense : 0.0, (double)c->decode_ns / 1e9,
-        (unsigned long long)c->tokens_copied, (double)c->copy_ns / 1e9, (unsigned long long)c->queries,
-        (unsigned long long)c->rebuilds);
+        (unsigned long long)c->tokens_copied, (double)c->prompt_ns / 1e9, (double)c->growth_ns / 1e9,
+        (unsigned long long)c->queries, (unsigned long long)c->rebuilds);
 }
 
 static void free_backend(ggml_backend_t backend)
@@ -56,12 +57,13 @@ static enum ggml_status graph_compute(ggml_backend_t backend, struct ggml_cgraph
 {
     plugin_backend *const b = backend->context;
     const int n = ggml_graph_n_nodes(graph);
+    const int32_t limit = dp_limit_threads(b->n_threads);
     enum ggml_status status = GGML_STATUS_SUCCESS;
     for (int i = 0; i < n && status == GGML_STATUS_SUCCESS; i++) {
         struct ggml_tensor *const node = ggml_graph_node(graph, i);
         if (node->op == GGML_OP_FLASH_ATTN_EXT) {
             status = cpu_delegate_run(&b->cpu, b->n_threads); /* the rows that it reads */
-            if (status != GGML_STATUS_SUCCESS || attention_compute(node, &b->scratch, b->n_threads)) continue;
+            if (status != GGML_STATUS_SUCCESS || attention_compute(node, &b->scratch)) continue;
             atomic_fetch_add(&plugin.counters.passed, 1);
         } else if (node->op == GGML_OP_SET_ROWS) {
             cache_written(node);
@@ -70,6 +72,7 @@ static enum ggml_status graph_compute(ggml_backend_t backend, struct ggml_cgraph
         }
         status = cpu_delegate_add(&b->cpu, node, b->n_threads);
     }
+    dp_limit_threads(limit);
     return status == GGML_STATUS_SUCCESS ? cpu_delegate_run(&b->cpu, b->n_threads) : status;
 }
 

@@ -16,7 +16,8 @@ typedef struct plugin_counters {
     _Atomic uint64_t tokens_copied; /* per layer */
     _Atomic uint64_t queries;       /* of prompts, that the index was shown; per layer */
     _Atomic uint64_t rebuilds;      /* lists that had to be read again from the cache */
-    _Atomic uint64_t copy_ns, decode_ns;
+    /* Time: lists, copies and index while prompts were read; likewise while decoding; attention itself. */
+    _Atomic uint64_t prompt_ns, growth_ns, decode_ns;
 } plugin_counters;
 
 typedef struct plugin_state {

@@ -5,6 +5,7 @@
  * f32. The model's weights are expanded to f32:
  * llama.cpp rounds activations to 8 bits where the weights have 8 bits, which would hide more than it shows. */
 #include <check.h>
+#include <dirent.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -105,6 +106,19 @@ static void grow(run *r)
 {
     prompt(r, 1, 0, LONG, 0);
     steps(r, 1, LONG, LONG + 8, 0);
+    prompt(r, 1, LONG + 8, LONG + 400, 0);
+    steps(r, 1, LONG + 400, LONG + 404, 0);
+}
+
+/* llama.cpp may name another number of threads for every graph, one for batches and one for single tokens. */
+static void grow_on_other_threads(run *r)
+{
+    llama_set_n_threads(r->ctx, 2, 1);
+    prompt(r, 1, 0, LONG, 0);
+    for (int i = LONG; i < LONG + 8; i++) {
+        llama_set_n_threads(r->ctx, 1 + i % 3, 3 - i % 3);
+        steps(r, 1, i, i + 1, 0);
+    }
     prompt(r, 1, LONG + 8, LONG + 400, 0);
     steps(r, 1, LONG + 400, LONG + 404, 0);
 }
@@ -323,7 +337,8 @@ static run open_model(const char *epsilon)
     return r;
 }
 
-static void compare(void (*scenario)(run *), void (*change)(struct llama_context_params *))
+/* n_copied tokens of each layer are copied and indexed; 0: it does not matter how many. */
+static void compare(void (*scenario)(run *), void (*change)(struct llama_context_params *), uint64_t n_copied)
 {
     run r = open_model("0");
     if (change) change(&r.params);
@@ -362,6 +377,7 @@ static void compare(void (*scenario)(run *), void (*change)(struct llama_context
     ck_assert(difference <= allowance * own);
     ck_assert_uint_gt(counters->dense, 0); /* the plugin did take part */
     ck_assert_uint_eq(counters->sparse, 0);
+    if (n_copied) ck_assert_uint_eq(counters->tokens_copied, n_copied * (uint64_t)llama_model_n_layer(r.model));
     llama_model_free(r.model);
     free(exact);
     free(by_cpu);
@@ -383,20 +399,16 @@ static void q8_0_cache(struct llama_context_params *params)
     params->type_k = params->type_v = GGML_TYPE_Q8_0;
 }
 
-static void other_batch_threads(struct llama_context_params *params)
-{
-    params->n_threads_batch = 1;
-}
-
 static const struct {
     const char *name;
     void (*scenario)(run *);
     void (*change)(struct llama_context_params *);
+    uint64_t n_copied;
 } cases[] = {
-    {"grow", grow, NULL},
-    {"grow_bf16", grow, bf16_cache},
-    {"grow_q8_0", grow, q8_0_cache},
-    {"grow_threads", grow, other_batch_threads},
+    {"grow", grow, NULL, LONG + 404}, /* each token once */
+    {"grow_bf16", grow, bf16_cache, LONG + 404},
+    {"grow_q8_0", grow, q8_0_cache, LONG + 404},
+    {"grow_on_other_threads", grow_on_other_threads, NULL, LONG + 404},
     {"remove_tail", remove_tail, NULL},
     {"clear_all", clear_all, NULL},
     {"clear_cells", clear_cells, NULL},
@@ -415,7 +427,7 @@ static const struct {
 START_TEST(case_test)
 {
     printf("%s: ", cases[_i].name);
-    compare(cases[_i].scenario, cases[_i].change);
+    compare(cases[_i].scenario, cases[_i].change, cases[_i].n_copied);
 }
 END_TEST
 
@@ -443,6 +455,38 @@ START_TEST(prompts_show_their_queries)
     llama_model_free(r.model);
     free(logits);
     unsetenv("DOUBLEP_DENSE_LAYERS");
+}
+END_TEST
+
+static int threads_of_this_process(void)
+{
+    DIR *const folder = opendir("/proc/self/task");
+    ck_assert_ptr_nonnull(folder);
+    int n = -2; /* . and .. */
+    while (readdir(folder)) n++;
+    closedir(folder);
+    return n;
+}
+
+START_TEST(no_more_threads_than_asked_for)
+{
+    run r = open_model("0.05");
+    r.logits = malloc((size_t)MAX_LOGITS * (size_t)r.n_vocab * sizeof *r.logits);
+    const plugin_counters *const counters = load_plugin();
+    r.ctx = llama_init_from_model(r.model, r.params);
+    ck_assert_ptr_nonnull(r.ctx);
+    int at = 0;
+    for (int n = 1; n <= 3; n++) {
+        llama_set_n_threads(r.ctx, n, n);
+        prompt(&r, 1, at, at + LONG, 0);
+        steps(&r, 1, at + LONG, at + LONG + 4, 0);
+        at += LONG + 4;
+        ck_assert_int_eq(threads_of_this_process(), n);
+    }
+    ck_assert_uint_gt(counters->sparse, 0);
+    llama_free(r.ctx);
+    llama_model_free(r.model);
+    free(r.logits);
 }
 END_TEST
 
@@ -484,6 +528,7 @@ int main(int argc, char **argv)
     tcase_set_timeout(tcase, 120);
     tcase_add_loop_test(tcase, case_test, first, last);
     if (argc == 1) tcase_add_test(tcase, prompts_show_their_queries);
+    if (argc == 1) tcase_add_test(tcase, no_more_threads_than_asked_for);
     if (argc == 1) tcase_add_test(tcase, declines_to_load);
     suite_add_tcase(suite, tcase);
     SRunner *const runner = srunner_create(suite);
