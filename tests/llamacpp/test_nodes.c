@@ -1,10 +1,10 @@
 /* Single nodes of attention, of shapes that the model of the other tests does not have: the plugin's result against double
  * precision, what it must decline, and what it must leave to the CPU backend to the last bit. */
-#include <check.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "../suite.h"
 #include "ggml-backend.h"
 #include "ggml.h"
 #include "llamacpp/plugin.h"
@@ -308,9 +308,5 @@ int main(void)
     tcase_add_test(tcase, declines);
     tcase_add_test(tcase, leaves_to_the_cpu);
     suite_add_tcase(suite, tcase);
-    SRunner *const runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

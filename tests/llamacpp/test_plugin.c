@@ -4,7 +4,6 @@
  * (DOUBLEP_EPSILON=0) and may be no further from f32 than the CPU backend's, nor from the CPU backend's than that is from
  * f32. The model's weights are expanded to f32:
  * llama.cpp rounds activations to 8 bits where the weights have 8 bits, which would hide more than it shows. */
-#include <check.h>
 #include <dirent.h>
 #include <math.h>
 #include <stdio.h>
@@ -12,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../suite.h"
 #include "ggml-backend.h"
 #include "llama.h"
 #include "llamacpp/plugin.h"
@@ -531,10 +531,7 @@ int main(int argc, char **argv)
     if (argc == 1) tcase_add_test(tcase, no_more_threads_than_asked_for);
     if (argc == 1) tcase_add_test(tcase, declines_to_load);
     suite_add_tcase(suite, tcase);
-    SRunner *const runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
+    const int failed = run_suite(suite);
     unlink(model_path);
-    return failed != 0;
+    return failed;
 }

@@ -1,8 +1,8 @@
 /* The plugin's environment variables: what they mean, and that nonsense is refused with the variable's name. */
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "../suite.h"
 #include "llamacpp/settings.h"
 
 static plugin_settings s;
@@ -81,9 +81,5 @@ int main(void)
     tcase_add_test(tcase, values);
     tcase_add_test(tcase, nonsense);
     suite_add_tcase(suite, tcase);
-    SRunner *const runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../suite.h"
 #include "bench.h"
 #include "scratch.h"
 #include "trace.h"
@@ -278,9 +279,5 @@ int main(void)
     tcase_add_test(tests, recordings_come_back_tiled);
     tcase_add_test(tests, damaged_recordings_are_refused);
     suite_add_tcase(suite, tests);
-    SRunner *const runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -1,8 +1,8 @@
 /* convert.c: `doublep convert` on tiny random models in both layouts: the file read back holds the values that went in,
  * within the type; q and k of Hugging Face's layout rotate as they did; what is faulty is named and leaves nothing. */
+#include "../suite.h"
 #include "convert.h"
 
-#include <check.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -476,9 +476,5 @@ int main(void)
     tcase_add_loop_test(tcase, faults_are_named, 0, sizeof faults / sizeof faults[0]);
     tcase_add_test(tcase, cut_and_impossible_weights);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

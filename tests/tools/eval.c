@@ -1,7 +1,6 @@
 /* eval.c: `doublep eval` on made-up prompts of some 600 tokens: the figures are there and fit together, dense attention
  * is equal to itself, and a run that goes on from an interrupted one ends where an uninterrupted one does.
  * Usage: test_eval DOUBLEP; the model is in DOUBLEP_TEST_DATA. */
-#include <check.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +9,8 @@
 #include <unistd.h>
 
 #include <jansson.h>
+
+#include "../suite.h"
 
 static const char *command;
 static char folder[] = "/tmp/doublep-eval-XXXXXX";
@@ -298,11 +299,8 @@ int main(int argc, char **argv)
     tcase_add_test(cases, other_ways_to_answer);
     tcase_add_test(cases, errors_are_told);
     suite_add_tcase(suite, cases);
-    SRunner *const runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
+    const int failed = run_suite(suite);
     char clean[64];
     snprintf(clean, sizeof(clean), "rm -rf %s", folder);
-    return system(clean) != 0 || failed != 0;
+    return system(clean) != 0 || failed;
 }

@@ -1,9 +1,9 @@
 /* eval_parts.c: what `doublep eval` computes with: divergence, quantiles, sums that are saved and read back. */
-#include <check.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "../suite.h"
 #include "eval_logits.h"
 #include "eval_methods.h"
 #include "eval_result.h"
@@ -151,9 +151,5 @@ int main(void)
     tcase_add_test(cases, results_add_up);
     tcase_add_test(cases, method_lists);
     suite_add_tcase(suite, cases);
-    SRunner *const runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

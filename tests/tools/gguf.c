@@ -1,12 +1,12 @@
 /* gguf.c: the GGUF reader: a file with every kind of value is read as it was written; truncated, patched and
  * randomly changed files give an error or a file that can be read whole, never a crash. Sanitizers see the rest. */
-#include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "../suite.h"
 #include "gguf.h"
 #include "scratch.h"
 
@@ -397,9 +397,5 @@ int main(void)
     tcase_add_test(tcase, faults_are_named);
     tcase_add_test(tcase, other_faulty_files);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -1,11 +1,11 @@
 /* gguf_quant.c: every element type against an oracle in double that finds one element at a time by the format's
  * definition; and the types that are written against their rounding. */
-#include <check.h>
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "../suite.h"
 #include "quant.h"
 #include "scratch.h"
 
@@ -255,9 +255,5 @@ int main(void)
     tcase_add_test(tcase, q8_0_is_nearest);
     tcase_add_test(tcase, types_that_are_not_known);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -1,11 +1,11 @@
 /* tokenizer.c: the tokenizer against recorded token ids, against hand-derived splits and merges, against a naive merge
  * loop on random vocabularies, and on texts of arbitrary bytes, which must come back exactly. */
-#include <check.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "../suite.h"
 #include "gguf_writer.h"
 #include "scratch.h"
 #include "tokenizer.h"
@@ -466,9 +466,5 @@ int main(void)
     tcase_add_loop_test(tcase, merges_against_the_definition, 0, 10);
     tcase_add_test(tcase, faulty_vocabularies);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -1,10 +1,10 @@
-/* What the unit tests share: a runtime, sequences filled from a cache, and the frame of a Check program. */
+/* What the unit tests share: a runtime, sequences filled from a cache. */
 #ifndef TESTS_UNIT_UNIT_H
 #define TESTS_UNIT_UNIT_H
 
-#include <check.h>
 #include <stdlib.h>
 
+#include "../suite.h"
 #include "doublep/doublep.h"
 #include "reference.h"
 
@@ -78,15 +78,6 @@ static inline TCase *slow_cases(Suite *suite)
     tcase_set_timeout(tc, 200);
     suite_add_tcase(suite, tc);
     return tc;
-}
-
-static inline int run_suite(Suite *suite)
-{
-    SRunner *const runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
 }
 
 #endif
