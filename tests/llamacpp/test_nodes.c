@@ -300,6 +300,7 @@ END_TEST
 int main(void)
 {
     const int n = sizeof shapes / sizeof *shapes;
+    ggml_backend_load_all_from_path(BACKENDS); /* those of a llama.cpp that loads them; others have theirs built in */
     Suite *const suite = suite_create("llamacpp-nodes");
     TCase *const tcase = tcase_create("nodes");
     tcase_set_timeout(tcase, 60);

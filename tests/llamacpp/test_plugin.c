@@ -517,6 +517,7 @@ int main(int argc, char **argv)
     if (file < 0) return 1;
     close(file);
     llama_log_set(quiet, NULL);
+    ggml_backend_load_all_from_path(BACKENDS); /* those of a llama.cpp that loads them; others have theirs built in */
     struct llama_model_quantize_params expand = llama_model_quantize_default_params();
     expand.nthread = 1;
     expand.ftype = LLAMA_FTYPE_ALL_F32;
