@@ -249,7 +249,12 @@ static ggml_backend_reg_t registration(void)
         fprintf(stderr, "doublep: not loaded: %s\n", why);
         return NULL;
     }
-    return plugin.settings.off ? NULL : &reg;
+    if (plugin.settings.off) return NULL;
+    if (!list_runtime()) {
+        fprintf(stderr, "doublep: not loaded: %s\n", dp_last_error(NULL, why, sizeof why));
+        return NULL;
+    }
+    return &reg;
 }
 
 /* What ggml calls after it has loaded the plugin (GGML_BACKEND_PATH, ggml_backend_load). */

@@ -126,7 +126,7 @@ int cmd_llama(int argc, char **argv)
         .args_doc = "[--] PROGRAM [ARGUMENT...]",
         .doc = "Start a program of llama.cpp's (llama-server, llama-cli, llama-bench, ...) that decodes with Double-P "
                "attention. The environment variables DOUBLEP_EPSILON, DOUBLEP_MIN_CONTEXT, DOUBLEP_DENSE_LAYERS, "
-               "DOUBLEP_MEMORY, DOUBLEP_STATS and DOUBLEP set it up; see doublep(1).",
+               "DOUBLEP_MEMORY, DOUBLEP_STATS, DOUBLEP_ISA and DOUBLEP set it up; see doublep(1).",
     };
     llama_options o = {0};
     if (argp_parse(&argp, argc, argv, ARGP_IN_ORDER, NULL, &o) != 0)
