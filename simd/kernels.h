@@ -115,6 +115,11 @@ typedef float (*dp_exp_sum_fn)(float *x, size_t n, float max);
 typedef void (*dp_split_masses_fn)(float *x, size_t x_stride, size_t heads, size_t n, const float *max,
                                    const float *limit, uint8_t *wanted, float *left);
 
+/* x[i] = cap * tanh((x[i] + add) / cap), cap > 0 and finite: +-Inf becomes +-cap. Relative error at most 8 2^-24, near 0 as well
+ * as where it saturates, whatever the cap: of a logit of ordinary size no more than its own rounding. (What is denormal on the
+ * way adds at most cap 2^-148 + 2^-149.) */
+typedef void (*dp_soft_cap_fn)(float *x, size_t n, float add, float cap);
+
 /* Stage 1, first half: size, spread and limit are bf16 (a third of the bytes of the scan would be theirs as f32). For
  * clusters with size[i] > 0, with the standard deviation of the logits in the cluster
  * sigma = sqrt(variance * spread[i]) and limit[i] = sqrt(2 log size[i]),
@@ -179,6 +184,7 @@ typedef struct dp_kernels {
     dp_max_fn max;
     dp_exp_sum_fn exp_sum;
     dp_split_masses_fn split_masses;
+    dp_soft_cap_fn soft_cap;
     dp_cluster_logits_fn cluster_logits;
     dp_cluster_mass_fn cluster_mass;
     dp_keep_clusters_fn keep_clusters;

@@ -98,6 +98,7 @@ CASE(split_masses)
 }
 CASE(max) { o->sink = k->max(o->x, VALUES); }
 CASE(exp_sum) { o->sink = k->exp_sum(o->y, VALUES, 1); }
+CASE(soft_cap) { k->soft_cap(o->y, VALUES, 0, 50); }
 CASE(cluster_logits) { o->sink = k->cluster_logits(o->y, o->sizes, o->spreads, o->limits, VALUES, 0, 0.5f, 1, o->y); }
 CASE(cluster_mass) { o->sink = k->cluster_mass(o->x, o->sizes, o->spreads, VALUES, 2, 1, o->y, o->out); }
 CASE(keep_clusters) { k->keep_clusters(o->x, o->spread, VALUES, 0.5f, 1, o->y, o->flags); }
@@ -136,6 +137,7 @@ static const bench_case cases[] = {
     {"split_masses", run_split_masses, CLUSTERS * CLUSTER * HEADS * 8, 0},
     STREAM(max, 4),
     STREAM(exp_sum, 8),
+    STREAM(soft_cap, 8),
     STREAM(cluster_logits, 14),
     STREAM(cluster_mass, 16),
     STREAM(keep_clusters, 18),

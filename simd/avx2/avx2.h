@@ -154,6 +154,15 @@ DP_INLINE __m256 dp_exp(__m256 x)
     return _mm256_and_ps(nonzero, _mm256_mul_ps(scaled, dp_power_of_2(_mm256_sub_epi32(parts.n, half))));
 }
 
+/* expm1(x) for x >= 0, to a few ulp; large enough above 80; NaN stays. */
+DP_INLINE __m256 dp_bounded_expm1(__m256 x)
+{
+    const __m256 one = _mm256_set1_ps(1);
+    const dp_exp_parts parts = dp_exp_split(_mm256_min_ps(_mm256_set1_ps(80), x));
+    const __m256 power = dp_power_of_2(parts.n);
+    return _mm256_fmadd_ps(power, parts.tail, _mm256_sub_ps(power, one));
+}
+
 void dp_avx2_init_convert(dp_kernels *k);
 void dp_avx2_init_scores(dp_kernels *k);
 void dp_avx2_init_codes(dp_kernels *k);

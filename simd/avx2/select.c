@@ -23,15 +23,6 @@ static float cluster_logits(const float *x, const uint16_t *size, const uint16_t
     return dp_max_lane(largest);
 }
 
-/* expm1(x) for x >= 0, large enough above 80; NaN stays. */
-DP_INLINE __m256 bounded_expm1(__m256 x)
-{
-    const __m256 one = _mm256_set1_ps(1);
-    const dp_exp_parts parts = dp_exp_split(_mm256_min_ps(_mm256_set1_ps(80), x));
-    const __m256 power = dp_power_of_2(parts.n);
-    return _mm256_fmadd_ps(power, parts.tail, _mm256_sub_ps(power, one));
-}
-
 static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *spread, size_t n, float max,
                           float variance, float *mass, float *error)
 {
@@ -43,7 +34,7 @@ static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *
         const __m256 real = _mm256_cmp_ps(s, _mm256_setzero_ps(), _CMP_GT_OQ);
         const __m256 y = dp_exp(_mm256_sub_ps(dp_load_first(x + i, left), origin));
         const __m256 m = _mm256_and_ps(real, _mm256_mul_ps(s, y));
-        const __m256 growth = bounded_expm1(_mm256_mul_ps(factor, dp_load_first_bf16(spread + i, left)));
+        const __m256 growth = dp_bounded_expm1(_mm256_mul_ps(factor, dp_load_first_bf16(spread + i, left)));
         /* the square of a tiny y would be denormal, which costs more than a hundred cycles; it counts for nothing */
         const __m256 counts = _mm256_and_ps(real, _mm256_cmp_ps(y, _mm256_set1_ps(0x1p-60f), _CMP_NLT_UQ));
         const __m256 counted = _mm256_and_ps(counts, m);

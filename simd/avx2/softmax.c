@@ -1,4 +1,4 @@
-/* AVX2 softmax: the maximum, exponentials with their sum, and which tokens have much of it. */
+/* AVX2 softmax: the maximum, exponentials with their sum, which tokens have much of it, and soft caps. */
 #include <string.h>
 
 #include "avx2.h"
@@ -69,9 +69,23 @@ static void split_masses(float *x, size_t x_stride, size_t heads, size_t n, cons
     }
 }
 
+/* tanh(z) of |z| = e / (e + 2), e = expm1(2 |z|): good to a few ulp near 0, too, where 1 - 2 / (exp(2 z) + 1) would not be. */
+static void soft_cap(float *x, size_t n, float add, float cap)
+{
+    const __m256 offset = _mm256_set1_ps(add), bound = _mm256_set1_ps(cap), two = _mm256_set1_ps(2);
+    const __m256 sign_bit = _mm256_set1_ps(-0.0f);
+    for (size_t i = 0; i < n; i += 8) {
+        const __m256 z = _mm256_div_ps(_mm256_add_ps(dp_load_first(x + i, n - i), offset), bound);
+        const __m256 e = dp_bounded_expm1(_mm256_mul_ps(two, _mm256_andnot_ps(sign_bit, z)));
+        const __m256 y = _mm256_mul_ps(bound, _mm256_div_ps(e, _mm256_add_ps(e, two)));
+        dp_store_first(x + i, n - i, _mm256_or_ps(y, _mm256_and_ps(sign_bit, z)));
+    }
+}
+
 void dp_avx2_init_softmax(dp_kernels *k)
 {
     k->max = max_of;
     k->exp_sum = exp_sum;
     k->split_masses = split_masses;
+    k->soft_cap = soft_cap;
 }

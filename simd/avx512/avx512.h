@@ -136,6 +136,15 @@ DP_INLINE __m512 dp_exp(__m512 x)
     return _mm512_maskz_scalef_ps(nonzero, _mm512_add_ps(parts.tail, _mm512_set1_ps(1)), parts.n);
 }
 
+/* expm1(x) for x >= 0, to a few ulp; large enough above 80; NaN stays. */
+DP_INLINE __m512 dp_bounded_expm1(__m512 x)
+{
+    const __m512 one = _mm512_set1_ps(1);
+    const dp_exp_parts parts = dp_exp_split(_mm512_min_ps(_mm512_set1_ps(80), x));
+    const __m512 power = _mm512_scalef_ps(one, parts.n);
+    return _mm512_fmadd_ps(power, parts.tail, _mm512_sub_ps(power, one));
+}
+
 void dp_avx512_init_convert(dp_kernels *k);
 void dp_avx512_init_scores(dp_kernels *k);
 void dp_avx512_init_codes(dp_kernels *k);

@@ -1,7 +1,6 @@
 /* AVX-512 stage 1 and nearest centroid: estimated logits and masses of clusters, and the sums that selection bisects. */
 #include "avx512.h"
 
-
 static float cluster_logits(const float *x, const uint16_t *size, const uint16_t *spread, const uint16_t *limit, size_t n,
                             float base, float scale, float variance, float *out)
 {
@@ -23,15 +22,6 @@ static float cluster_logits(const float *x, const uint16_t *size, const uint16_t
     return _mm512_reduce_max_ps(largest);
 }
 
-/* expm1(x) for x >= 0, large enough above 80; NaN stays. */
-DP_INLINE __m512 bounded_expm1(__m512 x)
-{
-    const __m512 one = _mm512_set1_ps(1);
-    const dp_exp_parts parts = dp_exp_split(_mm512_min_ps(_mm512_set1_ps(80), x));
-    const __m512 power = _mm512_scalef_ps(one, parts.n);
-    return _mm512_fmadd_ps(power, parts.tail, _mm512_sub_ps(power, one));
-}
-
 static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *spread, size_t n, float max,
                           float variance, float *mass, float *error)
 {
@@ -43,7 +33,7 @@ static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *
         const __mmask16 real = _mm512_mask_cmp_ps_mask(mask, s, _mm512_setzero_ps(), _CMP_GT_OQ);
         const __m512 y = dp_exp(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + i), origin));
         const __m512 m = _mm512_maskz_mul_ps(real, s, y);
-        const __m512 growth = bounded_expm1(_mm512_mul_ps(factor, dp_load_bf16(mask, spread + i)));
+        const __m512 growth = dp_bounded_expm1(_mm512_mul_ps(factor, dp_load_bf16(mask, spread + i)));
         /* the square of a tiny y would be denormal, which costs more than a hundred cycles; it counts for nothing */
         const __mmask16 counts = _mm512_mask_cmp_ps_mask(real, y, _mm512_set1_ps(0x1p-60f), _CMP_NLT_UQ);
         const __m512 square = _mm512_maskz_mul_ps(counts, m, m);

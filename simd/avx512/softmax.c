@@ -1,4 +1,4 @@
-/* AVX-512 softmax: the maximum, exponentials with their sum, and which tokens have much of it. */
+/* AVX-512 softmax: the maximum, exponentials with their sum, which tokens have much of it, and soft caps. */
 #include "avx512.h"
 
 static float max_of(const float *x, size_t n)
@@ -68,9 +68,24 @@ static void split_masses(float *x, size_t x_stride, size_t heads, size_t n, cons
     }
 }
 
+/* tanh(z) of |z| = e / (e + 2), e = expm1(2 |z|): good to a few ulp near 0, too, where 1 - 2 / (exp(2 z) + 1) would not be. */
+static void soft_cap(float *x, size_t n, float add, float cap)
+{
+    const __m512 offset = _mm512_set1_ps(add), bound = _mm512_set1_ps(cap), two = _mm512_set1_ps(2);
+    const __m512 sign_bit = _mm512_set1_ps(-0.0f);
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 mask = dp_mask16(n - i);
+        const __m512 z = _mm512_div_ps(_mm512_add_ps(_mm512_maskz_loadu_ps(mask, x + i), offset), bound);
+        const __m512 e = dp_bounded_expm1(_mm512_mul_ps(two, _mm512_andnot_ps(sign_bit, z)));
+        const __m512 y = _mm512_mul_ps(bound, _mm512_div_ps(e, _mm512_add_ps(e, two)));
+        _mm512_mask_storeu_ps(x + i, mask, _mm512_or_ps(y, _mm512_and_ps(sign_bit, z)));
+    }
+}
+
 void dp_avx512_init_softmax(dp_kernels *k)
 {
     k->max = max_of;
     k->exp_sum = exp_sum;
     k->split_masses = split_masses;
+    k->soft_cap = soft_cap;
 }

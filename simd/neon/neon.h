@@ -141,6 +141,14 @@ DP_INLINE float32x4_t dp_exp(float32x4_t x)
     return dp_keep(vmvnq_u32(zero), vmulq_f32(scaled, dp_power_of_2(vsubq_s32(parts.n, half))));
 }
 
+/* expm1(x) for x >= 0, to a few ulp; large enough above 80; NaN stays. */
+DP_INLINE float32x4_t dp_bounded_expm1(float32x4_t x)
+{
+    const dp_exp_parts parts = dp_exp_split(vminq_f32(vdupq_n_f32(80), x));
+    const float32x4_t power = dp_power_of_2(parts.n);
+    return vfmaq_f32(vsubq_f32(power, vdupq_n_f32(1)), power, parts.tail);
+}
+
 void dp_neon_init_convert(dp_kernels *k);
 void dp_neon_init_scores(dp_kernels *k);
 void dp_neon_init_codes(dp_kernels *k);

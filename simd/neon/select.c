@@ -20,14 +20,6 @@ static float cluster_logits(const float *x, const uint16_t *size, const uint16_t
     return vmaxvq_f32(largest);
 }
 
-/* expm1(x) for x >= 0, large enough above 80; NaN stays. */
-DP_INLINE float32x4_t bounded_expm1(float32x4_t x)
-{
-    const dp_exp_parts parts = dp_exp_split(vminq_f32(vdupq_n_f32(80), x));
-    const float32x4_t power = dp_power_of_2(parts.n);
-    return vfmaq_f32(vsubq_f32(power, vdupq_n_f32(1)), power, parts.tail);
-}
-
 static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *spread, size_t n, float max,
                           float variance, float *mass, float *error)
 {
@@ -39,7 +31,7 @@ static float cluster_mass(const float *x, const uint16_t *size, const uint16_t *
         const uint32x4_t real = vcgtq_f32(s, vdupq_n_f32(0));
         const float32x4_t y = dp_exp(vsubq_f32(dp_load_first(x + i, left), origin));
         const float32x4_t m = dp_keep(real, vmulq_f32(s, y));
-        const float32x4_t growth = bounded_expm1(vmulq_n_f32(dp_load_first_bf16(spread + i, left), 2.0f * variance));
+        const float32x4_t growth = dp_bounded_expm1(vmulq_n_f32(dp_load_first_bf16(spread + i, left), 2.0f * variance));
         /* the square of a tiny y would be denormal, which is slow on some processors; it counts for nothing */
         const float32x4_t counted = dp_keep(vmvnq_u32(vcltq_f32(y, vdupq_n_f32(0x1p-60f))), m);
         const float32x4_t e = vmulq_f32(vmulq_f32(counted, counted), vminq_f32(vmulq_n_f32(s, DP_WORST_ERROR), growth));

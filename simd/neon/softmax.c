@@ -1,4 +1,4 @@
-/* NEON softmax: the maximum, exponentials with their sum, and which tokens have much of it. */
+/* NEON softmax: the maximum, exponentials with their sum, which tokens have much of it, and soft caps. */
 #include "neon.h"
 
 static float max_of(const float *x, size_t n)
@@ -67,9 +67,22 @@ static void split_masses(float *x, size_t x_stride, size_t heads, size_t n, cons
     }
 }
 
+/* tanh(z) of |z| = e / (e + 2), e = expm1(2 |z|): good to a few ulp near 0, too, where 1 - 2 / (exp(2 z) + 1) would not be. */
+static void soft_cap(float *x, size_t n, float add, float cap)
+{
+    const float32x4_t offset = vdupq_n_f32(add), bound = vdupq_n_f32(cap), two = vdupq_n_f32(2);
+    for (size_t i = 0; i < n; i += 4) {
+        const float32x4_t z = vdivq_f32(vaddq_f32(dp_load_first(x + i, n - i), offset), bound);
+        const float32x4_t e = dp_bounded_expm1(vmulq_f32(two, vabsq_f32(z)));
+        const float32x4_t y = vmulq_f32(bound, vdivq_f32(e, vaddq_f32(e, two)));
+        dp_store_first(x + i, n - i, vbslq_f32(vdupq_n_u32(0x80000000u), z, y));
+    }
+}
+
 void dp_neon_init_softmax(dp_kernels *k)
 {
     k->max = max_of;
     k->exp_sum = exp_sum;
     k->split_masses = split_masses;
+    k->soft_cap = soft_cap;
 }

@@ -1,4 +1,4 @@
-/* Scalar softmax: the maximum, exponentials with their sum, and which tokens have much of it. */
+/* Scalar softmax: the maximum, exponentials with their sum, which tokens have much of it, and soft caps. */
 #include "scalar.h"
 
 #include <math.h>
@@ -38,9 +38,15 @@ static void split_masses(float *x, size_t x_stride, size_t heads, size_t n, cons
     }
 }
 
+static void soft_cap(float *x, size_t n, float add, float cap)
+{
+    for (size_t i = 0; i < n; i++) x[i] = cap * tanhf((x[i] + add) / cap);
+}
+
 void dp_scalar_init_softmax(dp_kernels *k)
 {
     k->max = max_of;
     k->exp_sum = exp_sum;
     k->split_masses = split_masses;
+    k->soft_cap = soft_cap;
 }

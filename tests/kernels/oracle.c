@@ -84,6 +84,11 @@ double oracle_exp(float x, float max)
     return exp(difference);
 }
 
+double oracle_soft_cap(float x, float add, float cap)
+{
+    return (double)cap * tanh(((double)x + add) / cap);
+}
+
 double oracle_cluster_logit(float x, float spread, float limit, float base, float scale, float variance)
 {
     const double sigma = sqrt((double)variance * spread);

@@ -22,6 +22,8 @@ oracle_sum oracle_dot(const float *x, size_t x_step, const void *row, size_t row
 
 double oracle_exp(float x, float max); /* exp(x - m) as exp_sum defines it: the difference is a float */
 
+double oracle_soft_cap(float x, float add, float cap);
+
 typedef struct oracle_cluster {
     double y, mass, growth, error;
 } oracle_cluster;

@@ -1,6 +1,6 @@
 /* max: exact. exp_sum: each exponential within 4 ulp (or 0 below an argument of -87), the sum within
  * (n + 4) 2^-24 of the sum of the exponentials that were written, which are not negative. split_masses: the exponentials
- * likewise, what is wanted exactly by them. */
+ * likewise, what is wanted exactly by them. soft_cap: |error| <= 8 2^-24 |result| + cap 2^-148 + 2^-149. */
 #include "harness.h"
 #include "oracle.h"
 
@@ -170,6 +170,73 @@ START_TEST(exp_of_special_values)
 }
 END_TEST
 
+static void check_soft_cap(const float *x, size_t n, float add, float cap)
+{
+    float *results[2];
+    for (size_t run = 0; run < 2; run++) {
+        results[run] = place(x, n * sizeof *x, run ? random_shift(4) : 0);
+        kernels.soft_cap(results[run], n, add, cap);
+    }
+    expect_same("soft_cap", results[0], results[1], n * sizeof *x);
+    for (size_t i = 0; i < n; i++) {
+        const double exact = oracle_soft_cap(x[i], add, cap);
+        expect_near("soft_cap", i, results[0][i], exact, 8 * 0x1p-24 * fabs(exact) + (double)cap * 0x1p-148 + 0x1p-149);
+        if (fabsf(results[0][i]) > cap) report_failure("soft_cap[%zu] is beyond the cap", i);
+    }
+}
+
+START_TEST(soft_caps_of_every_length)
+{
+    static const float caps[] = {50, 30, 1, 0.01f, 1e6f, 1e30f, FLT_MIN, FLT_TRUE_MIN};
+    start_random();
+    float x[300];
+    for (size_t n = 0; n <= 300; n += n < 150 ? 1 : 1 + random_below(30)) {
+        const float cap = caps[n % 8], add = random_below(3) ? 100 * random_uniform() : 0;
+        describe("soft_cap of %zu numbers, %s, add %g, cap %g", n, kinds[_i], (double)add, (double)cap);
+        fill_logits(x, n, _i);
+        check_soft_cap(x, n, add, cap);
+        release_buffers();
+    }
+}
+END_TEST
+
+/* From what the cap leaves as it is to what it holds, both signs. */
+START_TEST(soft_cap_over_its_range)
+{
+    start_random();
+    enum { N = 4096 };
+    float *const x = malloc(N * sizeof *x);
+    for (size_t round = 0; round < 100; round++) {
+        const float cap = ldexpf(1.5f + 0.5f * random_uniform(), (int)random_below(40) - 20);
+        describe("soft_cap, cap %g, round %zu", (double)cap, round);
+        for (size_t i = 0; i < N; i++)
+            x[i] = cap * (round % 2 ? 12 * random_uniform() : ldexpf(random_uniform(), 4 - (int)random_below(40)));
+        check_soft_cap(x, N, 0, cap);
+        check_soft_cap(x, N, random_uniform() * cap, cap);
+        release_buffers();
+    }
+    free(x);
+}
+END_TEST
+
+START_TEST(soft_cap_of_special_values)
+{
+    describe("soft_cap of special values");
+    const float x[] = {0, -0.0f, -INFINITY, INFINITY, NAN, FLT_MAX, -FLT_MAX, FLT_TRUE_MIN, -FLT_MIN, 1e-30f};
+    const size_t n = sizeof x / sizeof *x;
+    const float adds[] = {0, 1, -INFINITY, INFINITY, NAN};
+    for (size_t i = 0; i < sizeof adds / sizeof *adds; i++) {
+        check_soft_cap(x, n, adds[i], 50);
+        check_soft_cap(x, n, adds[i], 1e30f);
+        release_buffers();
+    }
+    float ends[] = {-INFINITY, INFINITY, -1e4f, 1e4f};
+    kernels.soft_cap(ends, 4, 0, 30);
+    for (int i = 0; i < 4; i++)
+        if (ends[i] != (i % 2 ? 30 : -30)) report_failure("the cap of an end is %a", (double)ends[i]);
+}
+END_TEST
+
 TCase *softmax_tests(void)
 {
     TCase *const tests = tcase_create("softmax");
@@ -177,5 +244,8 @@ TCase *softmax_tests(void)
     tcase_add_loop_test(tests, masses_of_every_length, 0, KINDS);
     tcase_add_test(tests, exp_over_its_range);
     tcase_add_test(tests, exp_of_special_values);
+    tcase_add_loop_test(tests, soft_caps_of_every_length, 0, KINDS);
+    tcase_add_test(tests, soft_cap_over_its_range);
+    tcase_add_test(tests, soft_cap_of_special_values);
     return tests;
 }
