@@ -32,6 +32,8 @@
  * output is one, sparse or not, and elsewhere it is NaN or Inf: a step that meets one reads all rows of the KV head. So a
  * logit of -Inf masks a key; a query with no other has NaN as its output and -Inf as its log-sum-exp. Logits are f32: one
  * beyond its range is infinite, and +Inf makes the query's output NaN. Finite logits are safe, whatever their magnitude.
+ * With a softcap (see dp_sequence_config) infinite logits are the cap or its negative, as its formula says: then they mask
+ * nothing.
  *
  * Structs that a caller fills start with struct_size; fill them with their *_init function first, then change fields.
  * From version 1.0 on fields are only ever added at the end, so that a program built against an older header keeps working. */
@@ -187,6 +189,8 @@ typedef struct dp_sequence_config {
     float cluster_growth;           /* a segment that begins at token t > 32768 has tokens_per_cluster * (t / 32768)^this
                                        tokens a cluster, rounded down, at most 256, so that a step's work grows slower than
                                        the context; default 0.5, 0 to 1; 0: as many everywhere (the paper's form) */
+    float softcap;                  /* soft cap c of the logits, finite: they are c * tanh(scale * q.k / c), not scale * q.k,
+                                       everywhere, as in Gemma 2 (arXiv 2408.00118, c = 50 there); 0 (default): none */
 } dp_sequence_config;
 
 DP_API void dp_sequence_config_init(dp_sequence_config *config);
@@ -347,7 +351,7 @@ DP_API dp_status dp_sequence_memory(const dp_sequence *sequence, dp_memory *memo
  * rename) or deleted while it is mapped, but not changed in place: one that is cut short under the mapping, or a medium that
  * fails, ends the process with SIGBUS, as it does for any mapped file. With map = 0 everything is read into memory of the
  * runtime's own kind (huge pages, NUMA), and the file is not needed afterwards. */
-#define DP_SNAPSHOT_VERSION 2
+#define DP_SNAPSHOT_VERSION 3
 
 /* Writes a snapshot to path. note: NULL or note_bytes bytes of the caller's that go into the file and come back with
  * dp_sequence_load: what the tokens were, and of which model, say. The file is written beside path, as path with a number
@@ -420,6 +424,9 @@ typedef enum dp_refine {
  * and does not average out; so a segment of 4096 tokens or more adds sum_i exp(m_i) * scale * C (q - q0), over its clusters
  * of more than one token that contribute by v_i, with C the mean over tokens of (v - v_i)(k - c_i)' (q0 = 0 without
  * queries).
+ * With a softcap c and l_i = scale * q.c_i, c tanh(l_i / c) takes the place of scale * q.c_i in m_i, and sigma_i is multiplied
+ * by its slope there, 1 - tanh^2(l_i / c), as is the cluster's part in the sum with C; m_i - log s_i is at most c; and the
+ * weights a_t are those of the capped logits. m_i then is exact at q0 to the first order in the cluster's logits.
  * The query heads of a KV head share the union of their sets. Sources: arXiv 2602.05191 for the two stages. g is the
  * log of the mean of exp(deviation) of s_i logits that spread normally: the second cumulant, frozen where a sample of
  * that size has no larger deviations (Derrida's random energy model, Phys. Rev. B 24, 2613). Errors of different
@@ -476,7 +483,7 @@ DP_API void dp_attention_stats_init(dp_attention_stats *stats);
 
 /* Dense causal attention of the last n_queries tokens, for a prompt: query i is token N - n_queries + i and sees the
  * tokens up to itself. q: f32 [n_queries][n_query_heads][key_dim]; out: f32 [n_queries][n_query_heads][value_dim];
- * lse: NULL or f32 [n_queries][n_query_heads], log of the sum of exp(logit). The queries' tokens must have come with
+ * lse: NULL or f32 [n_queries][n_query_heads], log of the sum of exp(logit), after the softcap if there is one. The queries' tokens must have come with
  * the latest dp_append, or not be clustered yet.
  * Errors: DP_ERR_INVALID, DP_ERR_NO_MEMORY. */
 DP_API dp_status dp_prefill(dp_sequence *sequence, uint32_t layer, size_t n_queries, const float *q, float *out,

@@ -48,6 +48,9 @@ static void carve_step(dp_step *step, dp_scratch *scratch)
         plan.variance = dp_scratch_take(scratch, rows * sizeof *plan.variance);
         plan.score = dp_scratch_take(scratch, rows * positions);
         plan.mass = dp_scratch_take(scratch, rows * positions);
+        const size_t capped = s->config.softcap > 0 ? rows * plan.n_positions : 0;
+        plan.cap_slope = dp_scratch_take(scratch, capped * sizeof *plan.cap_slope);
+        plan.spread = dp_scratch_take(scratch, capped * sizeof *plan.spread);
         plan.error = dp_scratch_take(scratch, positions);
         plan.joint = dp_scratch_take(scratch, positions);
         plan.rank = dp_scratch_take(scratch, positions);

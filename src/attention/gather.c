@@ -21,8 +21,9 @@ static float *accumulators(const dp_step *step, float *partial)
 /* A thread's memory. The lists hold the batch at work, then the one after it, whose rows are fetched meanwhile. */
 typedef struct gather_scratch {
     const void *keys[2 * BATCH_ROWS], *values[2 * BATCH_ROWS];
-    float units[BATCH_ROWS], several[BATCH_ROWS]; /* of mean values; 1 for clusters of more than one token, or 0 */
-    float weights[];                              /* [rows][BATCH_ROWS], then a mass per row */
+    float units[BATCH_ROWS]; /* of mean values */
+    float moving[BATCH_ROWS]; /* 1 for clusters of more than one token, times the soft cap's slope, or 0 */
+    float weights[];          /* [rows][BATCH_ROWS], then a mass per row */
 } gather_scratch;
 
 size_t dp_gather_scratch_bytes(const dp_step *step)
@@ -30,9 +31,11 @@ size_t dp_gather_scratch_bytes(const dp_step *step)
     return sizeof(gather_scratch) + step->rows * (BATCH_ROWS + 1) * sizeof(float);
 }
 
-/* Brings the running maximum of a row up to the batch's and turns its logits into weights. */
+/* Caps a row's logits where that is asked for, brings its running maximum up to the batch's, and makes weights of them. */
 static void weigh(const dp_step *step, float *state, float *values, float *logits, size_t n)
 {
+    const float cap = step->sequence->config.softcap;
+    if (cap > 0) step->kernels->soft_cap(logits, n, 0.0f, cap);
     const float top = step->kernels->max(logits, n);
     if (top > state[0]) {
         if (state[0] > -INFINITY) {
@@ -147,7 +150,7 @@ static size_t list_slope(const dp_row_format *f, const dp_segment *segment, size
 
 /* The first-order part of the estimates of a segment's clusters, all at once: a cluster's weighted mean value moves by
  * scale * (covariance of values and keys) (q - q0), and that covariance is the segment's mean one, the slope. mass: [rows],
- * of its estimated clusters of more than one token. Without it the clusters' errors add up, as they point the same way.
+ * of its estimated clusters of more than one token, each times the slope of a soft cap at its logit. Without it the clusters' errors add up, as they point the same way.
  * What follows number i is fetched meanwhile. */
 static void add_slope(dp_gather_task task, dp_gather_task next_task, size_t i, const dp_segment *segment,
                       const float *mass, gather_scratch *scratch, float *values)
@@ -167,27 +170,37 @@ static void add_slope(dp_gather_task task, dp_gather_task next_task, size_t i, c
     }
 }
 
-/* Weights of n estimated clusters of a segment; their masses are added to the partial's and, where a cluster has several
- * tokens, to spread_mass [rows]. Four sums each, as one would wait for itself. */
+/* How much of each cluster's mass moves with the query. */
+static void list_moving(const dp_step *step, const dp_head_step *h, const dp_segment *segment,
+                        const dp_cluster_ref *refs, size_t n, size_t row, float *moving)
+{
+    const float *const slope = step->sequence->config.softcap > 0 ? h->cap_slope + row * h->n_positions : NULL;
+    if (row && !slope) return; /* the same for all rows */
+    for (size_t i = 0; i < n; i++) {
+        const float all = slope ? slope[refs[i].position] : 1.0f;
+        moving[i] = dp_segment_size(segment, refs[i].cluster) > 1 ? all : 0.0f;
+    }
+}
+
+/* Weights of n estimated clusters of a segment; their masses are added to the partial's and, as far as they move, to
+ * spread_mass [rows]. Four sums each, as one would wait for itself. */
 static void weigh_means(const dp_step *step, const dp_head_step *h, const dp_segment *segment,
                         const dp_cluster_ref *refs, size_t n, float *partial, float *spread_mass,
                         gather_scratch *scratch)
 {
     enum { SUMS = 4 };
-    for (size_t i = 0; i < n; i++) {
-        scratch->units[i] = segment->mean_step[refs[i].cluster];
-        scratch->several[i] = dp_segment_size(segment, refs[i].cluster) > 1 ? 1.0f : 0.0f;
-    }
+    for (size_t i = 0; i < n; i++) scratch->units[i] = segment->mean_step[refs[i].cluster];
     for (size_t r = 0; r < step->rows; r++) {
         const float *const mass = h->mass + r * h->n_positions;
         float *const weights = scratch->weights + r * BATCH_ROWS;
         float sum[SUMS] = {0}, spread[SUMS] = {0};
+        list_moving(step, h, segment, refs, n, r, scratch->moving);
         for (size_t i = 0; i < n; i++) weights[i] = mass[refs[i].position];
-        for (size_t i = n; i % SUMS; i++) weights[i] = scratch->several[i] = scratch->units[i] = 0;
+        for (size_t i = n; i % SUMS; i++) weights[i] = scratch->moving[i] = scratch->units[i] = 0;
         for (size_t i = 0; i < n; i += SUMS)
             for (size_t j = 0; j < SUMS; j++) {
                 sum[j] += weights[i + j];
-                spread[j] += weights[i + j] * scratch->several[i + j];
+                spread[j] += weights[i + j] * scratch->moving[i + j];
                 weights[i + j] *= scratch->units[i + j];
             }
         partial[2 * r + 1] += sum[0] + sum[1] + (sum[2] + sum[3]);

@@ -88,6 +88,7 @@ static void attend_block(block *b, int64_t ahead)
         if (!seen) continue;
         for (size_t r = i * group; r < (i + 1) * group; r++) {
             float *const logits = b->logits + r * KEY_BLOCK;
+            if (s->config.softcap > 0) kernels->soft_cap(logits, seen, 0.0f, s->config.softcap);
             const float top = kernels->max(logits, seen);
             if (top > b->top[r]) {
                 if (b->top[r] > -INFINITY) {

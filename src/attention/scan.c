@@ -51,6 +51,13 @@ static bool any_of_8(const uint8_t *flags, uint8_t bit)
     return (eight & 0x0101010101010101u * bit) != 0;
 }
 
+/* The logit that a soft cap, if there is one, makes this one of. */
+static float uncapped(float logit, float cap)
+{
+    if (!(cap > 0)) return logit;
+    return logit >= cap ? INFINITY : logit <= -cap ? -INFINITY : cap * atanhf(logit / cap);
+}
+
 void dp_scan_plan(const dp_step *step, dp_head_step *h)
 {
     h->n_scanned = 0;
@@ -75,7 +82,7 @@ void dp_scan_plan(const dp_step *step, dp_head_step *h)
     for (size_t r = 0; h->n_scanned && r < step->rows; r++) {
         round_query(step, h, r);
         h->token_limit[r] = share * h->total[r];
-        h->logit_limit[r] = h->reference[r] + logf(h->token_limit[r]);
+        h->logit_limit[r] = uncapped(h->reference[r] + logf(h->token_limit[r]), step->sequence->config.softcap);
         h->sign_factor[r] = SIGN_STEP * h->code_factor[r];
     }
 }
@@ -89,14 +96,15 @@ size_t dp_scan_count_tasks(const dp_head_step *h)
 typedef struct scan_scratch {
     float *base;      /* [rows] logits of the segment's mean key */
     float *largest;   /* [rows] logit by signs, less the centroid's */
-    float *reference; /* [rows] less the centroid's logit */
+    float *centroid;  /* [rows] its logit */
+    float *reference; /* [rows] less that where there is no soft cap */
     float *left;      /* [rows] mass of the tokens that are not read */
     float *mass;      /* [rows][BATCH_TOKENS] */
 } scan_scratch;
 
 size_t dp_scan_scratch_bytes(const dp_step *step)
 {
-    return step->rows * (4 + BATCH_TOKENS) * sizeof(float);
+    return step->rows * (5 + BATCH_TOKENS) * sizeof(float);
 }
 
 /* Tokens of a cluster: those from number `first` of the segment on. */
@@ -207,7 +215,10 @@ static void scan_batch(const dp_step *step, const dp_head_step *h, const dp_segm
     const dp_code_queries q = queries_of(step, h, h->code_factor);
     const dp_code_tokens tokens =
         tokens_of(segment, cluster, batch, segment->codes, dp_code_bytes(&step->sequence->format), ahead);
+    const float cap = step->sequence->config.softcap;
     step->kernels->code_logits(&q, &tokens, w->mass, BATCH_TOKENS);
+    for (size_t r = 0; cap > 0 && r < step->rows; r++)
+        step->kernels->soft_cap(w->mass + r * BATCH_TOKENS, batch.n, w->centroid[r], cap);
     step->kernels->split_masses(w->mass, BATCH_TOKENS, step->rows, batch.n, w->reference, h->token_limit, wanted,
                                 w->left);
 }
@@ -219,7 +230,8 @@ static void scan_cluster(const dp_step *step, const dp_head_step *h, const dp_cl
     const dp_segment *const segment = &h->head->segments[ref->segment];
     const run all = run_of(segment, ref->cluster);
     for (size_t r = 0; r < step->rows; r++) {
-        w->reference[r] = h->reference[r] - centroid_logit(step, h, ref, w->base, r);
+        w->centroid[r] = centroid_logit(step, h, ref, w->base, r);
+        w->reference[r] = h->reference[r] - (step->sequence->config.softcap > 0 ? 0.0f : w->centroid[r]);
         w->left[r] = 0;
     }
     for (size_t i = 0; i < all.n; i += BATCH_TOKENS)
@@ -255,7 +267,7 @@ static void prefetch_steps(const dp_head_step *h, const dp_cluster_ref *ref)
 void dp_scan_run(const dp_step *step, const dp_head_step *h, size_t task, float *scratch)
 {
     const size_t rows = step->rows;
-    const scan_scratch w = {scratch, scratch + rows, scratch + 2 * rows, scratch + 3 * rows, scratch + 4 * rows};
+    const scan_scratch w = {scratch, scratch + rows, scratch + 2 * rows, scratch + 3 * rows, scratch + 4 * rows, scratch + 5 * rows};
     const size_t begin = task * CLUSTERS_PER_TASK, left = h->n_scanned - begin;
     const dp_cluster_ref *const refs = h->scanned + begin;
     const size_t n = left < CLUSTERS_PER_TASK ? left : CLUSTERS_PER_TASK;

@@ -37,6 +37,31 @@ void dp_score_plan(dp_step *step, size_t kv_head, uint32_t *next_task)
     h->n_tasks = *next_task - h->first_task;
 }
 
+/* Estimated logits with a soft cap: the centroid's logit is capped, and its tokens' deviate from it by as much less as the cap is
+ * flatter there. None of them is above the cap, and so no mean of them is. Clusters from
+ * `first` of the segment and position `at` of the rows' arrays on. */
+static float capped_logits(const dp_step *step, const dp_head_step *h, const dp_segment *segment, size_t first, size_t n,
+                           size_t at, float base, float variance)
+{
+    const dp_kernels *const kernels = step->kernels;
+    const float cap = step->sequence->config.softcap;
+    const uint16_t *const size = segment->size + first, *const limit = segment->limit + first;
+    float *const logits = h->mass + at, *const slope = h->cap_slope + at, spread[PANELS_PER_TASK * DP_PANEL];
+    (void)kernels->cluster_logits(h->score + at, size, segment->spread + first, limit, n, base, step->sequence->scale,
+                                  0.0f, logits);
+    kernels->soft_cap(logits, n, 0.0f, cap);
+    kernels->to_f32[DP_BF16](spread, segment->spread + first, n);
+    for (size_t i = 0; i < n; i++) {
+        const float t = logits[i] / cap;
+        slope[i] = 1.0f - t * t;
+        spread[i] *= slope[i] * slope[i];
+    }
+    kernels->from_f32[DP_BF16](h->spread + at, spread, n);
+    const float top = kernels->cluster_logits(logits, size, h->spread + at, limit, n, 0.0f, 1.0f, variance, logits);
+    for (size_t i = 0; i < n; i++) logits[i] = logits[i] > cap ? cap : logits[i];
+    return top > cap ? cap : top;
+}
+
 void dp_score_run(const dp_step *step, const dp_score_task *task, float *task_max)
 {
     const dp_head_step *const h = &step->heads[task->kv_head];
@@ -44,14 +69,16 @@ void dp_score_run(const dp_step *step, const dp_score_task *task, float *task_ma
     const size_t dim = step->sequence->format.key_dim;
     const float scale = step->sequence->scale;
     const size_t first = (size_t)task->first_panel * DP_PANEL, n = (size_t)task->n_panels * DP_PANEL;
-    float *const scores = h->score + task->position + first, *const logits = h->mass + task->position + first;
+    const bool capped = step->sequence->config.softcap > 0;
     step->kernels->score_panels(h->q, step->rows, dim, segment->panels + task->first_panel * dp_panel_bytes(dim),
-                                task->n_panels, scores, h->n_positions);
+                                task->n_panels, h->score + task->position + first, h->n_positions);
     for (size_t r = 0; r < step->rows; r++) {
         const float base = scale * step->kernels->dot(h->q + r * dim, segment->mean_key, dim);
         const float variance = step->params.dispersion ? h->variance[r] : 0.0f;
-        task_max[r] = step->kernels->cluster_logits(scores + r * h->n_positions, segment->size + first,
-                                                    segment->spread + first, segment->limit + first, n, base, scale,
-                                                    variance, logits + r * h->n_positions);
+        const size_t at = r * h->n_positions + task->position + first;
+        task_max[r] = capped ? capped_logits(step, h, segment, first, n, at, base, variance)
+                             : step->kernels->cluster_logits(h->score + at, segment->size + first,
+                                                             segment->spread + first, segment->limit + first, n, base,
+                                                             scale, variance, h->mass + at);
     }
 }

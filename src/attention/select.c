@@ -65,12 +65,14 @@ static void measure(const dp_step *step, dp_head_step *h, size_t row, double *cl
         if (p[0] > -INFINITY || p[1] != p[1]) *exact += p[1] * exp((double)p[0] - reference);
     }
     *clusters = 0;
+    const bool capped = step->sequence->config.softcap > 0;
     const size_t at = row * h->n_positions;
     size_t position = 0;
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const dp_segment *const segment = &h->head->segments[s];
         const size_t n = (size_t)segment->n_panels * DP_PANEL;
-        *clusters += step->kernels->cluster_mass(h->mass + at + position, segment->size, segment->spread, n, reference,
+        const uint16_t *const spread = capped ? h->spread + at + position : segment->spread;
+        *clusters += step->kernels->cluster_mass(h->mass + at + position, segment->size, spread, n, reference,
                                                  h->variance[row], h->mass + at + position, h->error + position);
         position += n;
     }

@@ -53,6 +53,8 @@ typedef struct dp_head_step {
     size_t n_positions; /* clusters, padding included: panels * DP_PANEL */
     float *score;       /* [rows][n_positions] q.(centroid - mean key) */
     float *mass;        /* [rows][n_positions] first the estimated logits, then the masses in units of exp(reference) */
+    float *cap_slope;   /* [rows][n_positions] with a soft cap: its slope at the centroids' logits */
+    uint16_t *spread;   /* [rows][n_positions] with a soft cap: bf16, the dispersions times that slope squared */
     float *error;       /* [n_positions] expected squared errors of the row at work */
     float *joint, *rank; /* [n_positions] sum of the rows' errors in units of their budgets; the same per token */
     uint8_t *flags;      /* [n_positions] SELECT_* */
@@ -66,7 +68,7 @@ typedef struct dp_head_step {
     int32_t *sum_of_codes;            /* [rows] */
     float *total;                     /* [rows] T, in units of exp(reference) */
     float *token_limit;               /* [rows] mass above which a scanned token is read */
-    float *logit_limit;               /* [rows] the logit that has this mass */
+    float *logit_limit;               /* [rows] the logit that has this mass, before a soft cap */
     dp_cluster_ref *scanned;          /* clusters to be looked at */
     size_t n_scanned;
     uint8_t *wanted; /* [clustered tokens] by first_token: 1 where a token of a scanned cluster is to be read */

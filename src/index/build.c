@@ -24,6 +24,7 @@ typedef struct build {
     float *slope;              /* [key_dim][value_dim] sums */
     size_t slope_tokens, slope_waiting;
     float *slope_keys, *slope_values; /* [SLOPE_BLOCK][] of the tokens that wait for their product */
+    float mean_logit;                 /* of the mean key at the origin of the queries */
     float *weight;                    /* [n] of the tokens of the cluster at work */
     float *sum;                       /* [max(key_dim, value_dim)] */
     float *row;                       /* likewise */
@@ -91,6 +92,17 @@ static void load_keys(const dp_sequence *s, dp_segment *seg, const char *k, dp_k
         if (!isfinite(mean[j])) mean[j] = 0.0f;
     }
     for (size_t i = 0; i < p->n; i++) kernels->axpy(p->x + i * p->dim, mean, -1.0f, p->dim);
+}
+
+/* Of the mean key m at the origin: scale * y0.L'm. */
+static float mean_logit(const dp_sequence *s, const dp_queries *queries, const dp_segment *seg)
+{
+    const size_t dim = s->format.key_dim;
+    const float *const factor = dp_queries_factor(queries, dim);
+    float sum = 0;
+    for (size_t i = 0; i < dim; i++)
+        sum += seg->mean_key[i] * s->runtime->kernels.dot(factor + i * dim, queries->vector, dim);
+    return s->scale * sum;
 }
 
 /* x = L'k for all points. False where oneDNN fails. */
@@ -198,6 +210,8 @@ static float weigh_tokens(const dp_sequence *s, const dp_queries *queries, const
     for (uint32_t i = 0; i < n; i++)
         b->weight[i] =
             queries->settled ? s->scale * p->kernels->dot(queries->vector, p->x + tokens[i] * p->dim, p->dim) : 0;
+    if (queries->settled && s->config.softcap > 0)
+        p->kernels->soft_cap(b->weight, n, b->mean_logit, s->config.softcap);
     const float top = p->kernels->max(b->weight, n);
     float mean = 0; /* of log weight, times the sum of weights */
     for (uint32_t i = 0; i < n; i++) {
@@ -429,6 +443,7 @@ bool dp_build_segment(const dp_sequence *s, const dp_queries *queries, dp_segmen
     b.keys = k;
     b.values = v;
     load_keys(s, seg, k, &b.kmeans);
+    if (queries->settled && s->config.softcap > 0) b.mean_logit = mean_logit(s, queries, seg);
     if (queries->settled && !change_metric(queries, &b.kmeans)) return false;
     if (!dp_kmeans_run(&b.kmeans)) return false;
     take_outliers(&b);

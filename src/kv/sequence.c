@@ -77,6 +77,9 @@ static dp_status check_config(dp_runtime *rt, const dp_sequence_config *c)
     if (!isfinite(c->scale) || c->scale < 0)
         return dp_fail(rt, DP_ERR_INVALID, "dp_sequence_create: scale is %g, must be positive, or 0 for the default",
                        (double)c->scale);
+    if (!isfinite(c->softcap) || c->softcap < 0)
+        return dp_fail(rt, DP_ERR_INVALID, "dp_sequence_create: softcap is %g, must be positive, or 0 for none",
+                       (double)c->softcap);
     if (!(c->outlier_share >= 0 && c->outlier_share <= 0.5f))
         return dp_fail(rt, DP_ERR_INVALID, "dp_sequence_create: outlier_share is %g, must be in [0, 0.5]",
                        (double)c->outlier_share);

@@ -191,7 +191,8 @@ static dp_status compare_config(const loader *l, const dp_sequence_config *expec
                   FIELD(query_origin, true),
                   FIELD(key_codes, false),
                   FIELD(cluster_growth, true),
-                  FIELD(borrowed, false)};
+                  FIELD(borrowed, false),
+                  FIELD(softcap, true)};
 #undef FIELD
     _Static_assert(sizeof fields / sizeof *fields == sizeof *expected / sizeof(uint32_t) - 1,
                    "every setting is compared");

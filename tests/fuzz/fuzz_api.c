@@ -327,7 +327,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     c->key_codes = input_below(&w.in, 2);
     c->query_metric = (float)input_below(&w.in, 10) / 10;
     c->query_origin = (float)input_below(&w.in, 11) / 10;
-    c->cluster_growth = (float)input_below(&w.in, 11) / 10;
+    const unsigned growth = input_below(&w.in, 55);
+    c->cluster_growth = (float)(growth % 11) / 10;
+    c->softcap = (float)(growth / 11);
     const uint64_t before = runtime_bytes(w.rt);
     while (w.in.size) step(&w);
     for (int i = 0; i < SEQUENCES; i++) dp_sequence_free(w.all[i].s), w.all[i].s = NULL;

@@ -73,6 +73,12 @@ void make_queries(rng *r, const cache *c, size_t n_queries, size_t n_query_heads
 void reference_attention(const cache *c, size_t n_query_heads, float scale, size_t n_queries, const float *q,
                          float *out, float *lse)
 {
+    reference_capped_attention(c, n_query_heads, scale, 0, n_queries, q, out, lse);
+}
+
+void reference_capped_attention(const cache *c, size_t n_query_heads, float scale, float softcap, size_t n_queries,
+                                const float *q, float *out, float *lse)
+{
     const size_t group = n_query_heads / c->n_kv_heads;
     double *const logits = malloc(c->n_tokens * sizeof *logits), *const acc = malloc(c->value_dim * sizeof *acc);
     for (size_t i = 0; i < n_queries; i++)
@@ -83,7 +89,7 @@ void reference_attention(const cache *c, size_t n_query_heads, float scale, size
                 double dot = 0;
                 for (size_t j = 0; j < c->key_dim; j++)
                     dot += (double)q[row * c->key_dim + j] * c->k[(t * c->n_kv_heads + h / group) * c->key_dim + j];
-                logits[t] = dot * scale;
+                logits[t] = softcap > 0 ? softcap * tanh(dot * scale / softcap) : dot * scale;
                 if (logits[t] > top) top = logits[t];
             }
             memset(acc, 0, c->value_dim * sizeof *acc);

@@ -27,9 +27,11 @@ void cache_free(cache *c);
 /* Queries near some of the keys, so that attention is neither flat nor a single token. */
 void make_queries(rng *r, const cache *c, size_t n_queries, size_t n_query_heads, float *q);
 
-/* Causal dense attention of the last n_queries tokens, shapes as in dp_prefill. */
+/* Causal dense attention of the last n_queries tokens, shapes as in dp_prefill; softcap as in dp_sequence_config. */
 void reference_attention(const cache *c, size_t n_query_heads, float scale, size_t n_queries, const float *q,
                          float *out, float *lse);
+void reference_capped_attention(const cache *c, size_t n_query_heads, float scale, float softcap, size_t n_queries,
+                                const float *q, float *out, float *lse);
 
 /* |a - b| / |b| over n elements. */
 double relative_error(const float *a, const float *b, size_t n);

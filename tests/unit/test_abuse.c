@@ -47,22 +47,24 @@ static bool alike(float got, float wanted, double bound)
     return isfinite(wanted) ? isfinite(got) && fabs((double)got - wanted) <= bound : !isfinite(got);
 }
 
-/* Fills a sequence, decodes QUERIES queries by all forms, and compares. `bound` is relative to the largest value;
+/* Fills a sequence, decodes QUERIES queries by all forms, and compares. softcap: as in dp_sequence_config. `bound` is relative to the largest value;
  * `estimated` is that of the defaults, which are not exact, 0: the same. */
-static void check(dp_isa isa, const char *what, const cache *c, const float *q, dp_type type, double bound, double estimated)
+static void check_capped(dp_isa isa, const char *what, const cache *c, float softcap, const float *q, dp_type type,
+                         double bound, double estimated)
 {
     dp_runtime *const rt = runtime_of(isa);
     if (!rt) return;
     const size_t n_queries = c->n_tokens < QUERIES ? c->n_tokens : QUERIES, n_out = n_queries * HEADS * c->value_dim;
     float *const out = malloc(n_out * sizeof *out), *const ref = malloc(n_out * sizeof *ref);
     float lse[QUERIES * HEADS], ref_lse[QUERIES * HEADS];
-    reference_attention(c, HEADS, 1 / sqrtf((float)c->key_dim), n_queries, q, ref, ref_lse);
+    reference_capped_attention(c, HEADS, 1 / sqrtf((float)c->key_dim), softcap, n_queries, q, ref, ref_lse);
     double largest = 0;
     for (size_t i = 0; i < c->n_tokens * KV_HEADS * c->value_dim; i++)
         if (isfinite(c->v[i])) largest = fmax(largest, fabs((double)c->v[i]));
     for (int form = 0; form < FORMS; form++) {
         dp_sequence_config config = sequence_config(c, HEADS, type);
         config.segment_tokens = 512;
+        config.softcap = softcap;
         dp_sequence *s;
         ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
         append(s, c, 0, c->n_tokens, c->n_tokens > 1000 ? 300 : 40);
@@ -84,6 +86,13 @@ static void check(dp_isa isa, const char *what, const cache *c, const float *q, 
     }
     free(out), free(ref);
     dp_runtime_free(rt);
+}
+
+/* Without a soft cap and with one, which leaves no logit infinite. */
+static void check(dp_isa isa, const char *what, const cache *c, const float *q, dp_type type, double bound, double estimated)
+{
+    check_capped(isa, what, c, 0, q, type, bound, estimated);
+    check_capped(isa, what, c, 9, q, type, bound, estimated);
 }
 
 /* ---- One number that is none, in each place ---- */

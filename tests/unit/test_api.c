@@ -85,6 +85,9 @@ START_TEST(sequence_config_errors)
     REFUSED(type, (dp_type)17, "type");
     REFUSED(scale, -1.0f, "scale");
     REFUSED(scale, NAN, "scale");
+    REFUSED(softcap, -1.0f, "softcap is -1, must be positive, or 0 for none");
+    REFUSED(softcap, NAN, "softcap");
+    REFUSED(softcap, INFINITY, "softcap");
     REFUSED(tokens_per_cluster, 3, "tokens_per_cluster");
     REFUSED(segment_tokens, 70000, "segment_tokens");
     REFUSED(pending_tokens, 1, "pending_tokens");

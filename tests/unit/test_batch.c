@@ -42,6 +42,7 @@ static fixture *setup(int n_threads, dp_isa isa)
         dp_sequence_config config = sequence_config(&f->c[i], kinds[i].query_heads, kinds[i].type);
         config.n_layers = 2;
         config.segment_tokens = 2048;
+        config.softcap = i % 3 == 1 ? 10 : 0;
         const uint32_t layer = i % 2;
         ck_assert_int_eq(dp_sequence_create(f->rt, &config, &f->s[i]), DP_OK);
         ck_assert_int_eq(dp_sequence_set_dense(f->s[i], layer, kinds[i].dense_layer), DP_OK);

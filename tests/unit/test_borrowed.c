@@ -23,6 +23,7 @@ START_TEST(any_shape_and_layout)
     p.config.pending_tokens = 64 << below(&p.r, 3);
     p.config.sink = (uint32_t)below(&p.r, 8);
     p.config.window = 16 * (uint32_t)(1 + below(&p.r, 4));
+    p.config.softcap = _i % 3 ? 0 : 8;
     pair_begin(&p, n_heads);
     pair_move(&p, _i % LAYOUTS, 1 + (uint32_t)(7 * _i) % 64);
     int sparse = 0;

@@ -314,6 +314,48 @@ START_TEST(slope_follows_the_query)
 }
 END_TEST
 
+/* Logits of several times the soft cap: masses are estimated as well as without, and mean values that go with their keys
+ * do not run away with the query, although it moves the uncapped logits far. Little is read token by token. */
+START_TEST(soft_cap_bites)
+{
+    static const float caps[] = {10, 5};
+    const float cap = caps[_i];
+    rng r = {79};
+    cache c = cache_create(&r, TOKENS, 1, DIM, DIM, DP_F32);
+    for (size_t t = 0; t < TOKENS; t++) /* v = a rotation of k, and noise */
+        for (size_t j = 0; j < DIM; j++) c.v[t * DIM + j] = 0.3f * c.k[t * DIM + (j + 5) % DIM] + 0.02f * rng_normal(&r);
+    dp_runtime *const rt = runtime_with(2, DP_ISA_AUTO);
+    dp_sequence_config config = sequence_config(&c, 2, DP_F32);
+    config.softcap = cap;
+    dp_sequence *s;
+    ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
+    static float q[64 * 2 * DIM], out[2 * DIM], ref[2 * DIM];
+    float lse[2], ref_lse[2], uncapped[2];
+    make_queries(&r, &c, 64, 2, q);
+    ck_assert_int_eq(dp_observe_queries(s, 0, 64, q), DP_OK);
+    append(s, &c, 0, TOKENS, 500);
+    ck_assert_int_eq(dp_build_index(s, 0), DP_OK);
+    for (int i = 0; i < 4; i++) {
+        make_queries(&r, &c, 1, 2, q);
+        reference_attention(&c, 2, 0.125f, 1, q, ref, uncapped);
+        reference_capped_attention(&c, 2, 0.125f, cap, 1, q, ref, ref_lse);
+        dp_attention_stats stats;
+        dp_attention_stats_init(&stats);
+        ck_assert_int_eq(dp_decode(s, 0, 1, q, NULL, out, lse, &stats), DP_OK);
+        ck_assert_double_lt(relative_error(out, ref, 2 * DIM), 0.006); /* 0.01 if the slope were as without a cap */
+        ck_assert_double_lt((double)stats.bytes, 0.03 * (double)stats.bytes_dense);
+        for (int h = 0; h < 2; h++) { /* 0.02 of the mass are dropped */
+            ck_assert_float_gt(uncapped[h], 1.5f * cap);
+            ck_assert_float_gt(lse[h], ref_lse[h] - 0.025f);
+            ck_assert_float_lt(lse[h], ref_lse[h] + 0.01f); /* 0.04 if the dispersion were as without a cap */
+        }
+    }
+    dp_sequence_free(s);
+    dp_runtime_free(rt);
+    cache_free(&c);
+}
+END_TEST
+
 int main(void)
 {
     Suite *const suite = suite_create("selection");
@@ -328,6 +370,7 @@ int main(void)
     tcase_add_test(tc, longer_sink_and_window_are_exact);
     tcase_add_test(tc, options_do_what_they_say);
     tcase_add_loop_test(tc, slope_follows_the_query, 0, 2);
+    tcase_add_loop_test(tc, soft_cap_bites, 0, 2);
     suite_add_tcase(suite, tc);
     return run_suite(suite);
 }

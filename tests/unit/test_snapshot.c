@@ -33,6 +33,7 @@ static fixture setup(dp_type type, size_t key_dim, size_t value_dim, uint32_t si
     f.config.segment_tokens = 1024;
     f.config.pending_tokens = 256;
     f.config.sink = sink;
+    f.config.softcap = sink % 2 ? 10 : 0;
     ck_assert_int_eq(dp_sequence_create(f.rt, &f.config, &f.s), DP_OK);
     ck_assert_int_eq(dp_sequence_set_dense(f.s, DENSE, 1), DP_OK);
     return f;

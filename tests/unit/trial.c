@@ -62,6 +62,7 @@ trial trial_open(int number, size_t least)
     t.c = cache_create(&t.r, n_tokens, kv_heads, key_dim, value_dim, type);
     t.config = sequence_config(&t.c, kv_heads * group, type);
     t.config.scale = trial_below(&t, 3) ? 0 : 0.02f + 0.2f * rng_uniform(&t.r);
+    t.config.softcap = trial_below(&t, 3) ? 0 : ldexpf(50, -(int)trial_below(&t, 7)); /* logits are mostly below 50 */
     t.config.sink = trial_below(&t, 2) ? 4 : (uint32_t)skewed(&t, 200);
     t.config.window = trial_below(&t, 2) ? 64 : 1 + (uint32_t)skewed(&t, 300); /* 0 leaves nothing to query */
     t.config.tokens_per_cluster = one_of(&t, 4, 8, 16, 16, 33, 200);
@@ -80,9 +81,9 @@ trial trial_open(int number, size_t least)
     make_queries(&t.r, &t.c, t.n_queries, kv_heads * group, t.q);
     snprintf(t.words, sizeof t.words,
              "DP_TEST_SEED=%llu case %d (%zu tokens, %zu x %zu heads, %zu + %zu dims, type %d, sink %u, window %u, segments "
-             "of %u, %zu queries, %s, %d threads)",
+             "of %u, %zu queries, soft cap %g, %s, %d threads)",
              (unsigned long long)trial_seed(), number, n_tokens, kv_heads, group, key_dim, value_dim, (int)type,
-             t.config.sink, t.config.window, t.config.segment_tokens, t.n_queries, dp_isa_name(info_of(t.rt).isa), n_threads);
+             t.config.sink, t.config.window, t.config.segment_tokens, t.n_queries, (double)t.config.softcap, dp_isa_name(info_of(t.rt).isa), n_threads);
     return t;
 }
 
@@ -191,9 +192,11 @@ void trial_expect_dense(const trial *t, const float *out, const float *lse)
     float *const ref_lse = malloc(t->n_lse * sizeof *ref_lse);
     cache absolute = t->c;
     absolute.v = magnitudes(t->c.v, t->c.n_tokens * t->c.n_kv_heads * t->c.value_dim);
-    reference_attention(&t->c, t->config.n_query_heads, scale, t->n_queries, t->q, ref, ref_lse);
-    reference_attention(&absolute, t->config.n_query_heads, scale, t->n_queries, t->q, size, NULL);
-    const double logit = ((double)t->c.key_dim / 8 + 10) * 0x1p-24 * largest_logit(t, scale);
+    const float cap = t->config.softcap;
+    reference_capped_attention(&t->c, t->config.n_query_heads, scale, cap, t->n_queries, t->q, ref, ref_lse);
+    reference_capped_attention(&absolute, t->config.n_query_heads, scale, cap, t->n_queries, t->q, size, NULL);
+    const double largest = largest_logit(t, scale), capping = cap > 0 ? 8 * fmin(largest, (double)cap) : 0;
+    const double logit = (((double)t->c.key_dim / 8 + 10) * largest + capping) * 0x1p-24;
     const double sums = (64 + 4 * sqrt((double)t->c.n_tokens)) * 0x1p-24;
     for (size_t i = 0; i < t->n_lse; i++)
         trial_expect(t, fabs((double)lse[i] - ref_lse[i]) <= logit + sums + 0x1p-22 * fabs((double)ref_lse[i]),
