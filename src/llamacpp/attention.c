@@ -78,8 +78,8 @@ bool attention_supports(const struct ggml_tensor *node)
            (mask->ne[3] == 1 || mask->ne[3] == k->ne[3]) && dim_supported(k->ne[0]) && dim_supported(v->ne[0]) &&
            q->ne[2] % k->ne[2] == 0 && q->ne[2] <= 1024 && v->ne[2] == k->ne[2] && v->ne[1] == k->ne[1] &&
            v->ne[3] == k->ne[3] && q->ne[3] == k->ne[3] && cache_root(k)->ne[1] == cache_root(v)->ne[1] &&
-           cache_root(k)->ne[1] <= INT32_MAX && scale > 0 && isfinite(scale) && max_bias == 0 && softcap == 0 &&
-           k->ne[1] >= plugin.settings.min_context;
+           cache_root(k)->ne[1] <= INT32_MAX && scale > 0 && isfinite(scale) && max_bias == 0 && softcap >= 0 &&
+           isfinite(softcap) && k->ne[1] >= plugin.settings.min_context;
 }
 
 /* ---- From lists to the library ---- */

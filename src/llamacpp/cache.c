@@ -185,7 +185,8 @@ static list_shape shape_of(const struct ggml_tensor *node)
                         .kv_heads = (uint32_t)k->ne[2],
                         .key_dim = (uint32_t)k->ne[0],
                         .value_dim = (uint32_t)v->ne[0]};
-    memcpy(&shape.scale, node->op_params, sizeof shape.scale);
+    memcpy(&shape.scale, (const float *)node->op_params + 0, sizeof shape.scale);
+    memcpy(&shape.softcap, (const float *)node->op_params + 2, sizeof shape.softcap);
     unsigned number = 0;
     if (sscanf(cache_root(k)->name, "cache_k_l%u", &number) == 1) shape.layer = number;
     shape.dense = plugin.settings.epsilon == 0 || (number < PLUGIN_LAYERS && plugin.settings.dense[number]);
@@ -196,7 +197,7 @@ static bool same_shape(const list_shape *a, const list_shape *b)
 {
     return a->k_type == b->k_type && a->v_type == b->v_type && a->query_heads == b->query_heads &&
            a->kv_heads == b->kv_heads && a->key_dim == b->key_dim && a->value_dim == b->value_dim &&
-           a->scale == b->scale && a->dense == b->dense && a->layer == b->layer;
+           a->scale == b->scale && a->softcap == b->softcap && a->dense == b->dense && a->layer == b->layer;
 }
 
 static cache_layer *new_layer(const struct ggml_tensor *k, const struct ggml_tensor *v, const list_shape *shape)

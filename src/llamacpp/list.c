@@ -119,6 +119,7 @@ static bool open_copy(cell_list *list, const list_shape *shape)
     config.value_dim = shape->value_dim;
     config.type = shape->k_type == GGML_TYPE_BF16 ? DP_BF16 : DP_F16;
     config.scale = shape->scale;
+    config.softcap = shape->softcap;
     /* Layers take turns in clustering what was decoded. */
     config.pending_tokens -= shape->layer % 16 * (config.pending_tokens / 32);
     if (!list_runtime() || dp_sequence_create(list_runtime(), &config, &list->sequence)) return false;

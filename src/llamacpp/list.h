@@ -24,7 +24,7 @@ typedef struct cell_list {
 typedef struct list_shape {
     enum ggml_type k_type, v_type;
     uint32_t query_heads, kv_heads, key_dim, value_dim;
-    float scale;
+    float scale, softcap;
     bool dense; /* no index is wanted */
     uint32_t layer;
 } list_shape;

@@ -14,6 +14,7 @@ enum { CELLS = 3072, TOKENS = 2800, ROWS = 3 };
 typedef struct shape {
     int heads, kv_heads, key_dim, value_dim;
     bool sinks;
+    float softcap;
 } shape;
 
 /* A cache of one layer, and the graph of one step over it. */
@@ -21,7 +22,7 @@ typedef struct step {
     shape shape;
     int n_rows;
     enum ggml_type type;
-    float max_bias, softcap;
+    float max_bias;
     struct ggml_context *cache_ctx, *ctx;
     ggml_backend_buffer_t cache_buffer, buffer;
     struct ggml_tensor *k_cache, *v_cache, *k_new, *v_new, *cells, *q, *mask, *sinks, *out;
@@ -95,7 +96,7 @@ static void open_step(step *s, int n_rows)
     ggml_build_forward_expand(s->graph, ggml_set_rows(s->ctx, s->v_cache, s->v_new, s->cells));
     s->out = ggml_flash_attn_ext(s->ctx, s->q, view(s->ctx, s->k_cache, p->key_dim, p->kv_heads),
                                  view(s->ctx, s->v_cache, p->value_dim, p->kv_heads), s->mask,
-                                 1 / sqrtf((float)p->key_dim), s->max_bias, s->softcap);
+                                 1 / sqrtf((float)p->key_dim), s->max_bias, p->softcap);
     if (p->sinks) ggml_flash_attn_ext_add_sinks(s->out, s->sinks);
     ggml_build_forward_expand(s->graph, s->out);
     s->buffer = ggml_backend_alloc_ctx_tensors_from_buft(s->ctx, ggml_backend_cpu_buffer_type());
@@ -149,6 +150,7 @@ static void exact_head(const step *s, int first, int row, int head, double *out)
         for (int i = 0; i < p->key_dim; i++)
             weight[t] += (double)q[i] * (double)half_at(s->k_cache, t, kv_head * p->key_dim + i);
         weight[t] /= sqrt(p->key_dim);
+        if (p->softcap > 0) weight[t] = (double)p->softcap * tanh(weight[t] / (double)p->softcap);
         if (weight[t] > largest) largest = weight[t];
     }
     sum = p->sinks ? exp((double)((const float *)s->sinks->data)[head] - largest) : 0;
@@ -206,8 +208,9 @@ static bool supported(const step *s)
 }
 
 static const shape shapes[] = {
-    {8, 2, 64, 64, false},  {8, 2, 64, 64, true},   {4, 4, 512, 512, false}, {8, 1, 192, 128, false},
-    {4, 2, 128, 256, true}, {16, 2, 80, 80, false}, {7, 1, 64, 64, false},   {3, 3, 8, 8, true},
+    {8, 2, 64, 64, false, 0},  {8, 2, 64, 64, true, 0},   {4, 4, 512, 512, false, 0},   {8, 1, 192, 128, false, 0},
+    {4, 2, 128, 256, true, 0}, {16, 2, 80, 80, false, 0}, {7, 1, 64, 64, false, 0},     {3, 3, 8, 8, true, 0},
+    {8, 4, 64, 64, false, 20}, {8, 2, 64, 64, true, 16},  {4, 2, 256, 256, false, 30},
 };
 
 /* One token, and then several at once as a draft has them. */
@@ -253,22 +256,56 @@ START_TEST(declines)
     static const struct {
         shape shape;
         enum ggml_type type;
-        float max_bias, softcap;
+        float max_bias;
         bool claimed;
     } cases[] = {
-        {{8, 2, 64, 64, false}, GGML_TYPE_F16, 0, 0, true},    {{8, 2, 64, 64, false}, GGML_TYPE_F16, 8, 0, false},
-        {{8, 2, 64, 64, false}, GGML_TYPE_F16, 0, 30, false},  {{8, 2, 576, 512, false}, GGML_TYPE_F16, 0, 0, false},
-        {{8, 2, 100, 100, false}, GGML_TYPE_F16, 0, 0, false},
+        {{8, 2, 64, 64, false, 0}, GGML_TYPE_F16, 0, true},       {{8, 2, 64, 64, false, 0}, GGML_TYPE_F16, 8, false},
+        {{8, 2, 64, 64, false, -30}, GGML_TYPE_F16, 0, false},    {{8, 2, 576, 512, false, 0}, GGML_TYPE_F16, 0, false},
+        {{8, 2, 100, 100, false, 0}, GGML_TYPE_F16, 0, false},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        step s = {
-            .shape = cases[i].shape, .type = cases[i].type, .max_bias = cases[i].max_bias, .softcap = cases[i].softcap};
+        step s = {.shape = cases[i].shape, .type = cases[i].type, .max_bias = cases[i].max_bias};
         open_cache(&s);
         open_step(&s, 1);
         ck_assert_msg(supported(&s) == cases[i].claimed, "case %zu", i);
         close_step(&s);
         close_cache(&s);
     }
+}
+END_TEST
+
+/* The CPU backend's caps, one after the other over the same cache. */
+START_TEST(caps_as_the_cpu_does)
+{
+    load("0");
+    static const float caps[] = {0, 30, 3};
+    step s = {.shape = shapes[0], .type = GGML_TYPE_F16};
+    float *outs[3];
+    open_cache(&s);
+    for (int i = 0; i < 3; i++) {
+        s.shape.softcap = caps[i];
+        open_step(&s, 1);
+        fill(&s, TOKENS);
+        ck_assert(supported(&s));
+        const size_t n = (size_t)ggml_nelements(s.out);
+        float *const expected = outs[i] = malloc(n * sizeof *expected), *const got = s.out->data;
+        ck_assert_int_eq(ggml_backend_graph_compute(cpu_backend, s.graph), GGML_STATUS_SUCCESS);
+        memcpy(expected, got, n * sizeof *expected);
+        memset(got, 0, n * sizeof *got);
+        ck_assert_int_eq(ggml_backend_graph_compute(plugin_backend, s.graph), GGML_STATUS_SUCCESS);
+        ck_assert_uint_eq(counters->passed, 0);
+        double difference = 0, all = 0, changed = 0;
+        for (size_t j = 0; j < n; j++) {
+            difference += pow((double)got[j] - (double)expected[j], 2);
+            all += pow((double)expected[j], 2);
+            changed += pow((double)expected[j] - (double)outs[0][j], 2);
+        }
+        ck_assert_double_lt(difference, 1e-4 * all); /* the CPU backend adds values up in f16 */
+        ck_assert(i == 0 || changed > 1e-2 * all);
+        close_step(&s);
+    }
+    for (int i = 0; i < 3; i++) free(outs[i]);
+    close_cache(&s);
 }
 END_TEST
 
@@ -307,6 +344,7 @@ int main(void)
     tcase_add_loop_test(tcase, dense, 0, n);
     tcase_add_loop_test(tcase, sparse, 0, n);
     tcase_add_test(tcase, declines);
+    tcase_add_test(tcase, caps_as_the_cpu_does);
     tcase_add_test(tcase, leaves_to_the_cpu);
     suite_add_tcase(suite, tcase);
     return run_suite(suite);
