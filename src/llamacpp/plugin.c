@@ -245,6 +245,10 @@ static ggml_backend_reg_t registration(void)
         fprintf(stderr, "doublep: not loaded: built for ggml %s, this is ggml %s\n", DP_GGML_VERSION, ggml_version());
         return NULL;
     }
+    if (!ggml_function("ggml_backend_dev_by_type")) {
+        fprintf(stderr, "doublep: not loaded: this program's ggml is linked into it, where the plugin cannot reach it\n");
+        return NULL;
+    }
     if (!plugin_settings_read(&plugin.settings, why, sizeof why)) {
         fprintf(stderr, "doublep: not loaded: %s\n", why);
         return NULL;

@@ -102,5 +102,13 @@ expect 0 '^GGML_BACKEND_PATH=/dev/null$' llama --plugin /dev/null -- env
 expect 0 '^LD_PRELOAD=/dev/null$' llama --plugin /dev/null env
 expect 3 '^$' llama --plugin /dev/null -- sh -c 'echo; exit 3'
 
+# A program with ggml inside: nothing could be added to it.
+inside=$(mktemp)
+cat "$(command -v env)" >"$inside"
+printf GGML_BACKEND_PATH >>"$inside"
+chmod +x "$inside"
+expect 1 'has ggml linked into it' llama --plugin /dev/null -- "$inside"
+rm "$inside"
+
 [ "$failed" -eq 0 ] && echo "all as expected"
 exit "$failed"

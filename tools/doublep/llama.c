@@ -3,11 +3,14 @@
  * GGML_BACKEND_PATH. */
 #include <argp.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <libgen.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "commands.h"
@@ -88,6 +91,25 @@ static bool find_program(const char *name, char path[PATH_MAX])
     return found;
 }
 
+/* ggml is linked into the program itself: its backends' functions are out of a plugin's reach. A text that only ggml has
+ * tells; scripts that name the variable have it, too. */
+static bool has_ggml_inside(const char *program)
+{
+    static const char mark[] = "GGML_BACKEND_PATH";
+    const int file = open(program, O_RDONLY | O_CLOEXEC);
+    struct stat stat;
+    if (file < 0)
+        return false;
+    const size_t size = fstat(file, &stat) == 0 ? (size_t)stat.st_size : 0;
+    const char *const bytes = size ? mmap(NULL, size, PROT_READ, MAP_PRIVATE, file, 0) : MAP_FAILED;
+    close(file);
+    if (bytes == MAP_FAILED)
+        return false;
+    const bool found = size > 4 && memcmp(bytes, "\177ELF", 4) == 0 && memmem(bytes, size, mark, sizeof(mark) - 1);
+    munmap((void *)bytes, size);
+    return found;
+}
+
 /* Puts a value in front of what a variable that lists paths has. */
 static bool put_in_front(const char *variable, const char *value)
 {
@@ -143,6 +165,13 @@ int cmd_llama(int argc, char **argv)
     }
     if (!find_program(o.program[0], program)) {
         fprintf(stderr, "doublep llama: there is no program %s\n", o.program[0]);
+        return EXIT_RUNTIME;
+    }
+    if (has_ggml_inside(program)) {
+        fprintf(stderr,
+                "doublep llama: %s has ggml linked into it and can take no plugin; build llama.cpp with "
+                "-DBUILD_SHARED_LIBS=ON\n",
+                program);
         return EXIT_RUNTIME;
     }
     if (!use_libraries_of(program) || !put_in_front("LD_PRELOAD", plugin) ||
