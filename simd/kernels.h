@@ -18,7 +18,9 @@
 enum {
     DP_PANEL = 16,    /* clusters in a centroid panel, on every ISA: the layout in memory does not depend on the ISA */
     DP_CODE_GROUP = 4, /* tokens whose keys in few bits lie together */
-    DP_MAX_DIM = 512, /* largest d of key_logits, code_logits and sign_max */
+    DP_SIGN_GROUP = 16, /* tokens whose keys' signs lie together */
+    DP_SIGN_MOST = 31,  /* largest entry of signs_exceed's tables: eight of them fit a byte */
+    DP_MAX_DIM = 512, /* largest d of key_logits, code_logits and signs_exceed */
     DP_WORST_ERROR = 100000, /* see cluster_mass */
 };
 
@@ -59,11 +61,10 @@ typedef void (*dp_weighted_values_fn)(const float *w, size_t w_stride, size_t he
  * step_base + (step[i] << 19), four bits of exponent and four of mantissa. Four tokens lie together, a group, so that lanes
  * are tokens and dimensions, four and four, and few are summed across: of a group first dimensions 0 to 3 of its tokens, one
  * after the other, then dimensions 4 to 7, ... In four bits (2 d bytes a group) byte b has number b of the first d / 2 dimensions
- * in its low half and number b of the others in its high half; of the signs (d / 2 bytes a group) bit b % 8 of byte b / 8 is
- * number b. Tokens skip .. skip + n - 1, skip < 4, are asked for: of their groups every byte is read, of step the numbers
+ * in its low half and number b of the others in its high half. Tokens skip .. skip + n - 1, skip < 4, are asked for: of their groups every byte is read, of step the numbers
  * from step[skip] on. */
 typedef struct dp_code_tokens {
-    const uint8_t *codes; /* or signs, of the first group */
+    const uint8_t *codes; /* of the first group */
     const uint8_t *step;  /* likewise */
     uint32_t step_base;   /* bits of a power of two from 2^-126 to 2^111 */
     size_t skip, n;
@@ -84,9 +85,30 @@ typedef struct dp_code_queries {
 /* out[h * out_stride + i] = (factor[h] * step(skip + i)) * (float)sum_j q(h, j) * (2 code(skip + i, j) - 15), i < n. */
 typedef void (*dp_code_logits_fn)(const dp_code_queries *q, const dp_code_tokens *tokens, float *out, size_t out_stride);
 
-/* out[h] = the largest (factor[h] * step(skip + i)) * (float)sum_j q(h, j) * (2 bit(skip + i, j) - 1), i < n. NaN are passed
- * over; -Inf when n = 0 or nothing but NaN. */
-typedef void (*dp_sign_max_fn)(const dp_code_queries *q, const dp_code_tokens *tokens, float *out);
+/* Signs of keys less their cluster's centroid, in one bit: 16 tokens lie together, a group, first dimensions 0 to 7 of them, a
+ * byte a token, bit j set where dimension j is positive, then dimensions 8 to 15, ... (2 d bytes). Four bits are the number of
+ * one of 16 sums of four elements of a query, which is looked up, for 16 tokens and more by one instruction. n tokens from
+ * the first of a group on are asked for: of their groups every byte is read, of step the first n. */
+typedef struct dp_sign_tokens {
+    const uint8_t *signs;
+    const uint8_t *step; /* with step_base as in dp_code_tokens */
+    uint32_t step_base;
+    size_t n;
+    const void *ahead; /* likewise */
+    size_t ahead_lines;
+} dp_sign_tokens;
+
+/* table: [heads][2][d / 8][16] entries from 0 to DP_SIGN_MOST: for the low and the high half of byte b of a token. d: a multiple
+ * of 8, at most DP_MAX_DIM. */
+typedef struct dp_sign_queries {
+    size_t heads, d;
+    const uint8_t *table;
+    const float *centre, *factor, *limit; /* [heads] */
+} dp_sign_queries;
+
+/* 1 where !((factor[h] * step(i)) * ((float)sum - centre[h]) <= limit[h]) for any h < heads and i < n, else 0; sum: over b < d / 8
+ * of table[h][0][b][byte(i, b) % 16] + table[h][1][b][byte(i, b) / 16]. Exact as code_logits is: the same on every ISA. */
+typedef int (*dp_signs_exceed_fn)(const dp_sign_queries *q, const dp_sign_tokens *tokens);
 
 /* Where dimension j of a group's token t is: a number b as above. */
 static inline size_t dp_code_place(size_t j, size_t t)
@@ -178,7 +200,7 @@ typedef struct dp_kernels {
     dp_score_panels_fn score_panels;
     dp_weighted_means_fn weighted_means;
     dp_code_logits_fn code_logits;
-    dp_sign_max_fn sign_max;
+    dp_signs_exceed_fn signs_exceed;
     dp_key_logits_fn key_logits[DP_TYPE_COUNT];
     dp_weighted_values_fn weighted_values[DP_TYPE_COUNT];
     dp_max_fn max;

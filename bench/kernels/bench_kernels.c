@@ -84,12 +84,13 @@ CASE(code_logits)
         k->code_logits(&q, &(dp_code_tokens){(const uint8_t *)o->rows + i * DIM / 2, o->flags, 100u << 23, 2, CLUSTER, NULL, 0},
                        o->out, CLUSTER);
 }
-CASE(sign_max)
+CASE(signs_exceed)
 {
-    const dp_code_queries q = {.heads = HEADS, .d = DIM, .q = (const int8_t *)o->flags, .sum_of_q = o->sums, .factor = o->x};
-    for (size_t i = 0; i < CLUSTERS * CLUSTER; i += CLUSTER)
-        k->sign_max(&q, &(dp_code_tokens){(const uint8_t *)o->rows + i * DIM / 8, o->flags, 100u << 23, 2, CLUSTER, NULL, 0},
-                    o->out);
+    const dp_sign_queries q = {.heads = HEADS, .d = DIM, .table = o->flags, .centre = o->ones, .factor = o->ones, .limit = o->ones};
+    const size_t bytes = (CLUSTER + DP_SIGN_GROUP - 1) / DP_SIGN_GROUP * 2 * DIM;
+    for (size_t i = 0; i < CLUSTERS; i++)
+        o->sink = (float)k->signs_exceed(
+            &q, &(dp_sign_tokens){(const uint8_t *)o->rows + i * bytes, o->flags, 100u << 23, CLUSTER, NULL, 0});
 }
 CASE(split_masses)
 {
@@ -133,7 +134,7 @@ static const bench_case cases[] = {
     ROW_CASE(weighted_values_f32, TILE, 4),
     ROW_CASE(weighted_values_bf16_memory, MEMORY_ROWS, 2),
     ROW_CASE(code_logits, CLUSTERS * CLUSTER, 0.5),
-    ROW_CASE(sign_max, CLUSTERS * CLUSTER, 0.125),
+    ROW_CASE(signs_exceed, CLUSTERS * CLUSTER, 0.125),
     {"split_masses", run_split_masses, CLUSTERS * CLUSTER * HEADS * 8, 0},
     STREAM(max, 4),
     STREAM(exp_sum, 8),

@@ -321,7 +321,7 @@ typedef struct dp_memory {
     uint64_t plain_bytes;    /* tokens * (key_dim + value_dim) * element size, over all layers and KV heads */
     uint64_t row_bytes;      /* keys and values; 0 where they are borrowed */
     uint64_t index_bytes;    /* centroids, mean values, sizes, dispersions, keys in four bits, token numbers */
-    uint64_t reserved_bytes; /* all memory that the sequence holds, slack included: at most 1.28 times plain_bytes at 24
+    uint64_t reserved_bytes; /* all memory that the sequence holds, slack included: at most 1.30 times plain_bytes at 24
                                 tokens per cluster (1.12 without key_codes) once an indexed 16-bit cache has 64 MiB or more,
                                 with key_dim and value_dim of 64 or more */
     uint64_t clustered_tokens; /* per layer and KV head, summed */

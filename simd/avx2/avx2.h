@@ -166,6 +166,7 @@ DP_INLINE __m256 dp_bounded_expm1(__m256 x)
 void dp_avx2_init_convert(dp_kernels *k);
 void dp_avx2_init_scores(dp_kernels *k);
 void dp_avx2_init_codes(dp_kernels *k);
+void dp_avx2_init_signs(dp_kernels *k);
 void dp_avx2_init_rows(dp_kernels *k);
 void dp_avx2_init_softmax(dp_kernels *k);
 void dp_avx2_init_select(dp_kernels *k);

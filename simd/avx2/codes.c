@@ -1,4 +1,4 @@
-/* AVX2 logits of keys in four bits, and the largest by their signs. A vector has 8 dimensions of a group's four tokens; 8
+/* AVX2 logits of keys in four bits. A vector has 8 dimensions of a group's four tokens; 8
  * tokens and up to four heads are summed in registers, and what is unpacked serves all heads. */
 #include <string.h>
 
@@ -51,41 +51,6 @@ DP_INLINE void code_block(const int8_t *q, size_t d, const uint8_t *codes, size_
                 sum[h][g] = dot4(sum[h][g], low, load_bytes(x, bytes - j));
                 sum[h][g] = dot4(sum[h][g], high, load_bytes(x + bytes, bytes - j));
             }
-        }
-    }
-    DP_UNROLL
-    for (size_t h = 0; h < heads; h++) out[h] = fold(sum[h]);
-}
-
-/* 32 bits, each as a byte of one or zero. */
-DP_INLINE __m256i spread_bits(uint32_t bits)
-{
-    const __m256i which = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
-    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201u);
-    const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32((int)bits), which);
-    return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit), _mm256_set1_epi8(1));
-}
-
-DP_INLINE void sign_block(const int8_t *q, size_t d, const uint8_t *signs, size_t groups, __m256i out[HEADS],
-                          size_t heads)
-{
-    __m256i sum[HEADS][GROUPS];
-    DP_UNROLL
-    for (size_t h = 0; h < heads; h++) sum[h][0] = sum[h][1] = _mm256_setzero_si256();
-    const size_t bytes = d / 2;
-    for (size_t j = 0; j < bytes; j += VECTOR / 8) {
-        __m256i set[GROUPS];
-        DP_UNROLL
-        for (size_t g = 0; g < GROUPS; g++) {
-            uint32_t bits; /* d / 2 is a multiple of four */
-            memcpy(&bits, signs + (g < groups ? g : 0) * bytes + j, sizeof bits);
-            set[g] = spread_bits(bits);
-        }
-        DP_UNROLL
-        for (size_t h = 0; h < heads; h++) {
-            const __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)(q + h * 4 * d + 8 * j));
-            sum[h][0] = dot4(sum[h][0], set[0], x);
-            sum[h][1] = dot4(sum[h][1], set[1], x);
         }
     }
     DP_UNROLL
@@ -153,33 +118,7 @@ static void code_logits(const dp_code_queries *q, const dp_code_tokens *t, float
     }
 }
 
-static void sign_max(const dp_code_queries *q, const dp_code_tokens *t, float *out)
-{
-    const __m256 lowest = _mm256_set1_ps(-INFINITY);
-    for (size_t h = 0; h < q->heads; h += HEADS) {
-        const size_t heads = q->heads - h < HEADS ? q->heads - h : HEADS;
-        __m256 largest[HEADS];
-        for (size_t i = 0; i < heads; i++) largest[i] = lowest;
-        lines ahead = {(uintptr_t)t->ahead, h == 0 ? t->ahead_lines : 0};
-        for (size_t first = 0; first < t->skip + t->n && t->n; first += TOKENS) {
-            const window w = window_at(first, t);
-            const __m256 steps = steps_at(first, w, t);
-            fetch_lines(&ahead, (q->d / 2 * GROUPS + 63) / 64);
-            const __m256 asked = _mm256_castsi256_ps(dp_mask8(w.to - w.from));
-            __m256i sums[HEADS];
-            block_of_heads(q->q + h * 4 * q->d, q->d, t->codes + first / DP_CODE_GROUP * (q->d / 2), w.groups, sums,
-                           heads, sign_block);
-            for (size_t i = 0; i < heads; i++) {
-                const __m256 logits = finish(sums[i], q->sum_of_q[h + i], q->factor[h + i], steps, w);
-                largest[i] = _mm256_max_ps(_mm256_blendv_ps(lowest, logits, asked), largest[i]); /* NaN: the second */
-            }
-        }
-        for (size_t i = 0; i < heads; i++) out[h + i] = dp_max_lane(largest[i]);
-    }
-}
-
 void dp_avx2_init_codes(dp_kernels *k)
 {
     k->code_logits = code_logits;
-    k->sign_max = sign_max;
 }

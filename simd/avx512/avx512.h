@@ -148,6 +148,7 @@ DP_INLINE __m512 dp_bounded_expm1(__m512 x)
 void dp_avx512_init_convert(dp_kernels *k);
 void dp_avx512_init_scores(dp_kernels *k);
 void dp_avx512_init_codes(dp_kernels *k);
+void dp_avx512_init_signs(dp_kernels *k);
 void dp_avx512_init_rows(dp_kernels *k);
 void dp_avx512_init_softmax(dp_kernels *k);
 void dp_avx512_init_select(dp_kernels *k);

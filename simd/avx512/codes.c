@@ -1,4 +1,4 @@
-/* AVX-512 logits of keys in four bits, and the largest by their signs, without VNNI. */
+/* AVX-512 logits of keys in four bits, without VNNI. */
 #include "codes.h"
 
 /* The sum of two products of small numbers fits 16 bits: 2 * 15 * 127. */
@@ -12,5 +12,4 @@ DP_CODES
 void dp_avx512_init_codes(dp_kernels *k)
 {
     k->code_logits = code_logits;
-    k->sign_max = sign_max;
 }

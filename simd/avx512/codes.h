@@ -1,6 +1,6 @@
-/* AVX-512 logits of keys in four bits, and the largest by their signs, with the product of bytes as a parameter. A vector has
+/* AVX-512 logits of keys in four bits, with the product of bytes as a parameter. A vector has
  * 16 dimensions of a group's four tokens; 16 tokens and up to four heads are summed in registers, and what is unpacked
- * serves all heads. Clusters of 24 tokens, d 128, four heads: 7.6 ns a token by signs and 11 ns by codes, where a vector for
+ * serves all heads. Clusters of 24 tokens, d 128, four heads: 11 ns a token, where a vector for
  * each token, summed across, takes 28 and more. */
 #ifndef DP_SIMD_AVX512_CODES_H
 #define DP_SIMD_AVX512_CODES_H
@@ -71,38 +71,6 @@ DP_INLINE void code_block(const int8_t *q, size_t d, const uint8_t *codes, size_
     for (size_t h = 0; h < heads; h++) out[h] = fold(sum[h]);
 }
 
-DP_INLINE void sign_block(const int8_t *q, size_t d, const uint8_t *signs, size_t groups, lines *ahead,
-                          __m512i out[HEADS], size_t heads, int whole, dot4_fn *dot4)
-{
-    const __m512i one = _mm512_set1_epi8(1);
-    __m512i sum[HEADS][GROUPS];
-    DP_UNROLL
-    for (size_t h = 0; h < heads; h++) {
-        DP_UNROLL
-        for (size_t g = 0; g < GROUPS; g++) sum[h][g] = _mm512_setzero_si512();
-    }
-    const size_t bytes = d / 2;
-    for (size_t j = 0; j < bytes; j += VECTOR / 8) {
-        const __mmask64 mask = whole ? ~(__mmask64)0 : first_bytes(8 * (bytes - j));
-        fetch_lines(ahead, 1);
-        DP_UNROLL
-        for (size_t g = 0; g < GROUPS; g++) {
-            const uint8_t *const from = signs + (g < groups ? g : 0) * bytes + j;
-            uint64_t bits = 0;
-            if (whole || bytes - j >= sizeof bits)
-                memcpy(&bits, from, sizeof bits);
-            else
-                memcpy(&bits, from, 4); /* d / 2 is a multiple of four */
-            const __m512i set = _mm512_maskz_mov_epi8(bits, one);
-            DP_UNROLL
-            for (size_t h = 0; h < heads; h++)
-                sum[h][g] = dot4(sum[h][g], set, load_queries(mask, q + h * 4 * d + 8 * j, whole));
-        }
-    }
-    DP_UNROLL
-    for (size_t h = 0; h < heads; h++) out[h] = fold(sum[h]);
-}
-
 /* Tokens first .. first + 15 of those from the groups' start on: which are asked for, and how many groups they have. */
 typedef struct window {
     __mmask16 lanes;
@@ -158,43 +126,15 @@ DP_INLINE void code_logits_of(const dp_code_queries *q, size_t h, const dp_code_
     }
 }
 
-DP_INLINE void sign_max_of(const dp_code_queries *q, size_t h, const dp_code_tokens *t, float *out, size_t heads,
-                           int whole, dot4_fn *dot4)
-{
-    __m512 largest[HEADS];
-    DP_UNROLL
-    for (size_t i = 0; i < heads; i++) largest[i] = _mm512_set1_ps(-INFINITY);
-    lines ahead = ahead_of(t, h);
-    for (size_t first = 0; t->n && first < t->skip + t->n; first += TOKENS) {
-        const window w = window_at(first, t);
-        const __m512 steps = steps_at(first, w, t);
-        __m512i sums[HEADS];
-        sign_block(q->q + h * 4 * q->d, q->d, t->codes + first / DP_CODE_GROUP * (q->d / 2), w.groups, &ahead, sums,
-                   heads, whole, dot4);
-        DP_UNROLL
-        for (size_t i = 0; i < heads; i++) /* NaN: the second operand */
-            largest[i] = _mm512_mask_max_ps(
-                largest[i], w.lanes, logits_of(sums[i], q->sum_of_q[h + i], q->factor[h + i], steps), largest[i]);
-    }
-    DP_UNROLL
-    for (size_t i = 0; i < heads; i++) out[h + i] = _mm512_reduce_max_ps(largest[i]);
-}
-
 /* Each number of heads is a function of its own: inlined into one they would compete for registers. */
 typedef void code_logits_heads_fn(const dp_code_queries *q, size_t h, const dp_code_tokens *t, float *out,
                                   size_t out_stride);
-typedef void sign_max_heads_fn(const dp_code_queries *q, size_t h, const dp_code_tokens *t, float *out);
 
 #define DP_CODES_OF(heads, whole)                                                                                      \
     static __attribute__((noinline)) void code_logits_##heads##_##whole(                                               \
         const dp_code_queries *q, size_t h, const dp_code_tokens *t, float *out, size_t out_stride)                    \
     {                                                                                                                  \
         code_logits_of(q, h, t, out, out_stride, heads, whole, dot4);                                                  \
-    }                                                                                                                  \
-    static __attribute__((noinline)) void sign_max_##heads##_##whole(const dp_code_queries *q, size_t h,               \
-                                                                     const dp_code_tokens *t, float *out)              \
-    {                                                                                                                  \
-        sign_max_of(q, h, t, out, heads, whole, dot4);                                                                 \
     }
 
 #define DP_ALL_HEADS(name, whole)                                                                                      \
@@ -202,24 +142,18 @@ typedef void sign_max_heads_fn(const dp_code_queries *q, size_t h, const dp_code
         name##_1_##whole, name##_2_##whole, name##_3_##whole, name##_4_##whole                                         \
     }
 
-/* code_logits and sign_max of the table, by dot4(). */
+/* code_logits of the table, by dot4(). */
 #define DP_CODES                                                                                                       \
     DP_CODES_OF(1, 0)                                                                                                  \
     DP_CODES_OF(2, 0)                                                                                                  \
-    DP_CODES_OF(3, 0) DP_CODES_OF(4, 0) DP_CODES_OF(1, 1) DP_CODES_OF(2, 1) DP_CODES_OF(3, 1)                          \
-        DP_CODES_OF(4, 1) static void                                                                                  \
-        code_logits(const dp_code_queries *q, const dp_code_tokens *t, float *out, size_t out_stride)                  \
+    DP_CODES_OF(3, 0)                                                                                                  \
+    DP_CODES_OF(4, 0) DP_CODES_OF(1, 1) DP_CODES_OF(2, 1) DP_CODES_OF(3, 1) DP_CODES_OF(4, 1) static void code_logits( \
+        const dp_code_queries *q, const dp_code_tokens *t, float *out, size_t out_stride)                              \
     {                                                                                                                  \
         static code_logits_heads_fn *const by_heads[2][HEADS] = {DP_ALL_HEADS(code_logits, 0),                         \
                                                                  DP_ALL_HEADS(code_logits, 1)};                        \
         for (size_t h = 0; t->n && h < q->heads; h += HEADS)                                                           \
             by_heads[q->d % 32 == 0][(q->heads - h < HEADS ? q->heads - h : HEADS) - 1](q, h, t, out, out_stride);     \
-    }                                                                                                                  \
-    static void sign_max(const dp_code_queries *q, const dp_code_tokens *t, float *out)                                \
-    {                                                                                                                  \
-        static sign_max_heads_fn *const by_heads[2][HEADS] = {DP_ALL_HEADS(sign_max, 0), DP_ALL_HEADS(sign_max, 1)};   \
-        for (size_t h = 0; h < q->heads; h += HEADS)                                                                   \
-            by_heads[q->d % 32 == 0][(q->heads - h < HEADS ? q->heads - h : HEADS) - 1](q, h, t, out);                 \
     }
 
 #endif

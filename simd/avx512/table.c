@@ -6,6 +6,7 @@ void dp_kernels_init_avx512(dp_kernels *k)
     dp_avx512_init_convert(k);
     dp_avx512_init_scores(k);
     dp_avx512_init_codes(k);
+    dp_avx512_init_signs(k);
     dp_avx512_init_rows(k);
     dp_avx512_init_softmax(k);
     dp_avx512_init_select(k);

@@ -11,5 +11,4 @@ DP_CODES
 void dp_kernels_init_avx512_vnni(dp_kernels *k)
 {
     k->code_logits = code_logits;
-    k->sign_max = sign_max;
 }

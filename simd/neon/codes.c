@@ -1,4 +1,4 @@
-/* NEON logits of keys in four bits, and the largest by their signs, with the base instructions: products in 16 bits are added
+/* NEON logits of keys in four bits, with the base instructions: products in 16 bits are added
  * in pairs, tokens 0 and 1 in one vector and 2 and 3 in another. */
 #include "codes.h"
 
@@ -19,13 +19,7 @@ static void code_logits(const dp_code_queries *q, const dp_code_tokens *t, float
     code_logits_by(q, t, out, out_stride, (dot4){add, total});
 }
 
-static void sign_max(const dp_code_queries *q, const dp_code_tokens *t, float *out)
-{
-    sign_max_by(q, t, out, (dot4){add, total});
-}
-
 void dp_neon_init_codes(dp_kernels *k)
 {
     k->code_logits = code_logits;
-    k->sign_max = sign_max;
 }

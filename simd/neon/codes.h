@@ -1,4 +1,4 @@
-/* NEON logits of keys in four bits, and the largest by their signs, with the product of bytes as a parameter. A vector has
+/* NEON logits of keys in four bits, with the product of bytes as a parameter. A vector has
  * four dimensions of a group's four tokens, and its sums are a token a lane. */
 #ifndef DP_SIMD_NEON_CODES_H
 #define DP_SIMD_NEON_CODES_H
@@ -30,18 +30,6 @@ DP_INLINE int32x4_t code_group(const int8_t *q, size_t d, const uint8_t *codes, 
         const uint8x16_t packed = vld1q_u8(codes + j);
         sum = by.add(sum, vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(15))), vld1q_s8(q + j));
         sum = by.add(sum, vreinterpretq_s8_u8(vshrq_n_u8(packed, 4)), vld1q_s8(q + 2 * d + j));
-    }
-    return by.total(sum);
-}
-
-DP_INLINE int32x4_t sign_group(const int8_t *q, size_t d, const uint8_t *signs, dot4 by)
-{
-    static const uint8_t bits_of_byte[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-    const uint8x16_t bit = vld1q_u8(bits_of_byte), one = vdupq_n_u8(1);
-    dot4_sum sum = {{vdupq_n_s32(0), vdupq_n_s32(0)}};
-    for (size_t j = 0; j < d / 2; j += 2) {
-        const uint8x16_t bytes = vcombine_u8(vdup_n_u8(signs[j]), vdup_n_u8(signs[j + 1]));
-        sum = by.add(sum, vreinterpretq_s8_u8(vandq_u8(vtstq_u8(bytes, bit), one)), vld1q_s8(q + 8 * j));
     }
     return by.total(sum);
 }
@@ -79,23 +67,6 @@ DP_INLINE void code_logits_by(const dp_code_queries *q, const dp_code_tokens *t,
             float logits[DP_CODE_GROUP];
             vst1q_f32(logits, group_logits(q, h, sums, 15 * q->sum_of_q[h], t, first, w));
             for (size_t i = w.from; i < w.to; i++) out[h * out_stride + first + i - t->skip] = logits[i];
-        }
-    }
-}
-
-DP_INLINE void sign_max_by(const dp_code_queries *q, const dp_code_tokens *t, float *out, dot4 by)
-{
-    for (size_t h = 0; h < q->heads; h++) out[h] = -INFINITY;
-    const uint8_t *signs = t->codes;
-    lines ahead = {(uintptr_t)t->ahead, t->ahead_lines};
-    for (size_t first = 0; first < t->skip + t->n && t->n; first += DP_CODE_GROUP, signs += q->d / 2) {
-        const window w = window_at(first, t);
-        fetch_lines(&ahead, (q->d / 2 + 63) / 64);
-        for (size_t h = 0; h < q->heads; h++) {
-            const int32x4_t sums = sign_group(q->q + h * 4 * q->d, q->d, signs, by);
-            float logits[DP_CODE_GROUP];
-            vst1q_f32(logits, group_logits(q, h, sums, q->sum_of_q[h], t, first, w));
-            for (size_t i = w.from; i < w.to; i++) out[h] = logits[i] > out[h] ? logits[i] : out[h];
         }
     }
 }

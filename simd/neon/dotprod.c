@@ -19,13 +19,7 @@ static void code_logits(const dp_code_queries *q, const dp_code_tokens *t, float
     code_logits_by(q, t, out, out_stride, (dot4){add, total});
 }
 
-static void sign_max(const dp_code_queries *q, const dp_code_tokens *t, float *out)
-{
-    sign_max_by(q, t, out, (dot4){add, total});
-}
-
 void dp_kernels_init_neon_dotprod(dp_kernels *k)
 {
     k->code_logits = code_logits;
-    k->sign_max = sign_max;
 }

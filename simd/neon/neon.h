@@ -152,6 +152,7 @@ DP_INLINE float32x4_t dp_bounded_expm1(float32x4_t x)
 void dp_neon_init_convert(dp_kernels *k);
 void dp_neon_init_scores(dp_kernels *k);
 void dp_neon_init_codes(dp_kernels *k);
+void dp_neon_init_signs(dp_kernels *k);
 void dp_neon_init_rows(dp_kernels *k);
 void dp_neon_init_softmax(dp_kernels *k);
 void dp_neon_init_select(dp_kernels *k);

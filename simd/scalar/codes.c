@@ -1,7 +1,5 @@
-/* Scalar logits of keys in four bits, and the largest by their signs. */
+/* Scalar logits of keys in four bits. */
 #include "scalar.h"
-
-#include <math.h>
 
 static void code_logits(const dp_code_queries *q, const dp_code_tokens *tokens, float *out, size_t out_stride)
 {
@@ -20,28 +18,7 @@ static void code_logits(const dp_code_queries *q, const dp_code_tokens *tokens, 
         }
 }
 
-static void sign_max(const dp_code_queries *q, const dp_code_tokens *tokens, float *out)
-{
-    const size_t d = q->d;
-    for (size_t h = 0; h < q->heads; h++) {
-        const int8_t *const x = q->q + h * 4 * d;
-        out[h] = -INFINITY;
-        for (size_t t = tokens->skip; t < tokens->skip + tokens->n; t++) {
-            const uint8_t *const group = tokens->codes + t / DP_CODE_GROUP * (d / 2);
-            int32_t sum = 0;
-            for (size_t j = 0; j < d; j++) {
-                const size_t b = dp_code_place(j, t % DP_CODE_GROUP);
-                sum += group[b / 8] >> b % 8 & 1 ? x[b] : 0;
-            }
-            const float logit =
-                q->factor[h] * dp_code_step(tokens->step_base, tokens->step[t]) * (float)(2 * sum - q->sum_of_q[h]);
-            if (logit > out[h]) out[h] = logit;
-        }
-    }
-}
-
 void dp_scalar_init_codes(dp_kernels *k)
 {
     k->code_logits = code_logits;
-    k->sign_max = sign_max;
 }

@@ -30,6 +30,7 @@ DP_INLINE float dp_dot_interleaved(const float *a, const float *b, size_t n)
 void dp_scalar_init_convert(dp_kernels *k);
 void dp_scalar_init_scores(dp_kernels *k);
 void dp_scalar_init_codes(dp_kernels *k);
+void dp_scalar_init_signs(dp_kernels *k);
 void dp_scalar_init_rows(dp_kernels *k);
 void dp_scalar_init_softmax(dp_kernels *k);
 void dp_scalar_init_select(dp_kernels *k);

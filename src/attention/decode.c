@@ -64,7 +64,10 @@ static void carve_step(dp_step *step, dp_scratch *scratch)
         plan.codes = dp_scratch_take(scratch, rows * s->format.key_dim * DP_CODE_GROUP);
         plan.sum_of_codes = dp_scratch_take(scratch, rows * sizeof *plan.sum_of_codes);
         plan.code_factor = dp_scratch_take(scratch, rows * sizeof *plan.code_factor);
+        plan.sign_table = dp_scratch_take(scratch, rows * 4 * s->format.key_dim);
+        plan.sign_centre = dp_scratch_take(scratch, rows * sizeof *plan.sign_centre);
         plan.sign_factor = dp_scratch_take(scratch, rows * sizeof *plan.sign_factor);
+        plan.sign_error = dp_scratch_take(scratch, rows * sizeof *plan.sign_error);
         plan.total = dp_scratch_take(scratch, rows * sizeof *plan.total);
         plan.token_limit = dp_scratch_take(scratch, rows * sizeof *plan.token_limit);
         plan.logit_limit = dp_scratch_take(scratch, rows * sizeof *plan.logit_limit);

@@ -172,7 +172,7 @@ static bool add_refined(const dp_row_format *f, dp_head_step *h, const dp_segmen
     uint32_t read = 0;
     if ((flags & (SELECT_LOOK | SELECT_REFINE)) == SELECT_LOOK)
         h->counts.bytes_codes +=
-            dp_segment_groups(segment, cluster) * dp_sign_bytes(f) + size * sizeof *segment->code_step + 1;
+            dp_segment_sign_groups(segment, cluster) * dp_sign_bytes(f) + size * sizeof *segment->code_step + 1;
     if (flags & SELECT_REFINE) {
         add_cluster(f, h, segment, cluster);
         read = size;

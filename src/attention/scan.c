@@ -18,7 +18,8 @@ enum {
 static const float TOKEN_SHARE = 0.3f;
 
 /* Of normal numbers with deviation 1 the signs, times SIGN_STEP / 15 of a token's largest element (two and a half
- * deviations), are the best guess, and off by SIGN_ERROR. */
+ * deviations), are the best guess, and off by SIGN_ERROR. That four elements of a query together are rounded to 32 steps is
+ * nothing beside it. */
 static const float SIGN_STEP = 4.65f, SIGN_ERROR = 0.6f;
 
 /* A cluster that is estimated at so many times what a token needs to be read is not left to the signs: many tokens of middling
@@ -41,6 +42,38 @@ static void round_query(const dp_step *step, dp_head_step *h, size_t row)
         h->sum_of_codes[row] += code;
     }
     h->code_factor[row] = inverse > 0 ? unit * step->sequence->scale : 0.0f;
+}
+
+/* The sums over four elements of a query with the sixteen sets of signs, each in steps of `unit` above the lowest of the
+ * four's own. */
+static void round_sums(const float *q, float inverse, uint8_t *table)
+{
+    float sum[16] = {0};
+    for (size_t j = 0; j < 4; j++) sum[0] -= fminf(q[j], 0.0f);
+    for (size_t j = 0; j < 4; j++)
+        for (size_t i = 0; i < (size_t)1 << j; i++) sum[i + ((size_t)1 << j)] = sum[i] + q[j];
+    for (size_t i = 0; i < 16; i++) {
+        const int entry = (int)(sum[i] * inverse + 0.5f);
+        table[i] = (uint8_t)(entry < DP_SIGN_MOST ? entry : DP_SIGN_MOST);
+    }
+}
+
+static void tabulate_query(const dp_step *step, dp_head_step *h, size_t row)
+{
+    const size_t dim = step->sequence->format.key_dim;
+    const float *const q = h->q + row * dim;
+    uint8_t *const table = h->sign_table + row * 4 * dim;
+    float largest = 0, all = 0;
+    for (size_t j = 0; j < dim; j += 4) {
+        const float sum = fabsf(q[j]) + fabsf(q[j + 1]) + (fabsf(q[j + 2]) + fabsf(q[j + 3]));
+        largest = fmaxf(largest, sum);
+        all += sum;
+    }
+    const float unit = largest / DP_SIGN_MOST, inverse = unit > 0 && isfinite(1.0f / unit) ? 1.0f / unit : 0.0f;
+    for (size_t j = 0; j < dim; j += 4) round_sums(q + j, inverse, table + j % 8 / 4 * 2 * dim + j / 8 * 16);
+    h->sign_centre[row] = 0.5f * all * inverse; /* the signed sum is twice what the table's sum is above it */
+    h->sign_factor[row] = inverse > 0 ? 2.0f * unit * SIGN_STEP * step->sequence->scale : 0.0f;
+    h->sign_error[row] = SIGN_ERROR * sqrtf(h->variance[row]);
 }
 
 /* Whether any of eight flags has the bit: most clusters are passed over so. */
@@ -83,7 +116,7 @@ void dp_scan_plan(const dp_step *step, dp_head_step *h)
         round_query(step, h, r);
         h->token_limit[r] = share * h->total[r];
         h->logit_limit[r] = uncapped(h->reference[r] + logf(h->token_limit[r]), step->sequence->config.softcap);
-        h->sign_factor[r] = SIGN_STEP * h->code_factor[r];
+        tabulate_query(step, h, r);
     }
 }
 
@@ -95,7 +128,7 @@ size_t dp_scan_count_tasks(const dp_head_step *h)
 /* A thread's memory. */
 typedef struct scan_scratch {
     float *base;      /* [rows] logits of the segment's mean key */
-    float *largest;   /* [rows] logit by signs, less the centroid's */
+    float *limit;     /* [rows] what a token's logit may be above the centroid's, by signs */
     float *centroid;  /* [rows] its logit */
     float *reference; /* [rows] less that where there is no soft cap */
     float *left;      /* [rows] mass of the tokens that are not read */
@@ -135,46 +168,28 @@ static void prefetch(lines l)
     for (size_t i = 0; i < l.n; i++) __builtin_prefetch((const void *)((uintptr_t)l.first + i * LINE), 0, 2);
 }
 
-/* The cluster's groups of so many bytes each; none without a cluster. */
-static lines lines_of_groups(const dp_head_step *h, const dp_cluster_ref *ref, bool codes, size_t bytes)
+/* A cluster's signs and codes; none without a cluster. */
+static lines lines_of_signs(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref)
 {
     if (!ref) return (lines){0};
     const dp_segment *const segment = &h->head->segments[ref->segment];
-    return lines_of((codes ? segment->codes : segment->signs) + segment->offset[ref->cluster] / DP_CODE_GROUP * bytes,
-                    dp_segment_groups(segment, ref->cluster) * bytes);
-}
-
-static lines lines_of_signs(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref)
-{
-    return lines_of_groups(h, ref, false, dp_sign_bytes(&step->sequence->format));
+    const size_t bytes = dp_sign_bytes(&step->sequence->format);
+    return lines_of(segment->signs + dp_segment_sign_group(segment, ref->cluster) * bytes,
+                    dp_segment_sign_groups(segment, ref->cluster) * bytes);
 }
 
 static lines lines_of_codes(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref)
 {
-    return lines_of_groups(h, ref, true, dp_code_bytes(&step->sequence->format));
+    if (!ref) return (lines){0};
+    const dp_segment *const segment = &h->head->segments[ref->segment];
+    const size_t bytes = dp_code_bytes(&step->sequence->format);
+    return lines_of(segment->codes + segment->offset[ref->cluster] / DP_CODE_GROUP * bytes,
+                    dp_segment_groups(segment, ref->cluster) * bytes);
 }
 
-static dp_code_queries queries_of(const dp_step *step, const dp_head_step *h, const float *factor)
+static uint32_t step_base(const dp_segment *segment, uint32_t cluster)
 {
-    return (dp_code_queries){.heads = step->rows,
-                             .d = step->sequence->format.key_dim,
-                             .q = h->codes,
-                             .sum_of_q = h->sum_of_codes,
-                             .factor = factor};
-}
-
-/* A run of the cluster's tokens in groups of so many bytes, and what is fetched meanwhile. */
-static dp_code_tokens tokens_of(const dp_segment *segment, uint32_t cluster, run r, const uint8_t *codes, size_t bytes,
-                                lines ahead)
-{
-    const size_t group = r.first / DP_CODE_GROUP;
-    return (dp_code_tokens){.codes = codes + group * bytes,
-                            .step = segment->code_step + group * DP_CODE_GROUP,
-                            .step_base = (uint32_t)segment->code_base[cluster] << 23,
-                            .skip = r.first % DP_CODE_GROUP,
-                            .n = r.n,
-                            .ahead = ahead.first,
-                            .ahead_lines = ahead.n};
+    return (uint32_t)segment->code_base[cluster] << 23;
 }
 
 static float centroid_logit(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, const float *base,
@@ -188,33 +203,53 @@ static float centroid_logit(const dp_step *step, const dp_head_step *h, const dp
 static bool may_matter(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, lines ahead,
                        const scan_scratch *w)
 {
+    const dp_row_format *const f = &step->sequence->format;
     const dp_segment *const segment = &h->head->segments[ref->segment];
-    for (size_t r = 0; r < step->rows; r++)
-        if (!(h->mass[r * h->n_positions + ref->position] <= CLUSTER_SHARE * h->token_limit[r])) {
-            prefetch(ahead);
-            return true;
-        }
-    const dp_code_queries q = queries_of(step, h, h->sign_factor);
-    const run all = run_of(segment, ref->cluster);
-    const dp_code_tokens tokens =
-        tokens_of(segment, ref->cluster, all, segment->signs, dp_sign_bytes(&step->sequence->format), ahead);
-    step->kernels->sign_max(&q, &tokens, w->largest);
     float spread;
     step->kernels->to_f32[DP_BF16](&spread, segment->spread + ref->cluster, 1);
+    const float deviation = sqrtf(spread);
+    bool heavy = false;
     for (size_t r = 0; r < step->rows; r++) {
-        const float error = SIGN_ERROR * sqrtf(h->variance[r] * spread);
-        if (!(centroid_logit(step, h, ref, w->base, r) + w->largest[r] + error <= h->logit_limit[r])) return true;
+        heavy |= !(h->mass[r * h->n_positions + ref->position] <= CLUSTER_SHARE * h->token_limit[r]);
+        w->limit[r] = h->logit_limit[r] - centroid_logit(step, h, ref, w->base, r) - h->sign_error[r] * deviation;
     }
-    return false;
+    if (heavy) {
+        prefetch(ahead);
+        return true;
+    }
+    const dp_sign_queries q = {.heads = step->rows,
+                               .d = f->key_dim,
+                               .table = h->sign_table,
+                               .centre = h->sign_centre,
+                               .factor = h->sign_factor,
+                               .limit = w->limit};
+    const run all = run_of(segment, ref->cluster);
+    return step->kernels->signs_exceed(
+        &q, &(dp_sign_tokens){.signs = segment->signs + dp_segment_sign_group(segment, ref->cluster) * dp_sign_bytes(f),
+                              .step = segment->code_step + all.first,
+                              .step_base = step_base(segment, ref->cluster),
+                              .n = all.n,
+                              .ahead = ahead.first,
+                              .ahead_lines = ahead.n});
 }
 
 /* Marks those of a batch's tokens that are to be read, and adds the mass of the others to w->left. */
 static void scan_batch(const dp_step *step, const dp_head_step *h, const dp_segment *segment, uint32_t cluster,
                        run batch, lines ahead, uint8_t *wanted, const scan_scratch *w)
 {
-    const dp_code_queries q = queries_of(step, h, h->code_factor);
-    const dp_code_tokens tokens =
-        tokens_of(segment, cluster, batch, segment->codes, dp_code_bytes(&step->sequence->format), ahead);
+    const dp_code_queries q = {.heads = step->rows,
+                               .d = step->sequence->format.key_dim,
+                               .q = h->codes,
+                               .sum_of_q = h->sum_of_codes,
+                               .factor = h->code_factor};
+    const size_t group = batch.first / DP_CODE_GROUP;
+    const dp_code_tokens tokens = {.codes = segment->codes + group * dp_code_bytes(&step->sequence->format),
+                                   .step = segment->code_step + group * DP_CODE_GROUP,
+                                   .step_base = step_base(segment, cluster),
+                                   .skip = batch.first % DP_CODE_GROUP,
+                                   .n = batch.n,
+                                   .ahead = ahead.first,
+                                   .ahead_lines = ahead.n};
     const float cap = step->sequence->config.softcap;
     step->kernels->code_logits(&q, &tokens, w->mass, BATCH_TOKENS);
     for (size_t r = 0; cap > 0 && r < step->rows; r++)

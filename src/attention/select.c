@@ -116,8 +116,8 @@ static bool select_row(const dp_step *step, dp_head_step *h, size_t row)
 /* What a token costs that is looked at, in rows: a look at the signs leads to the codes one time in four. */
 static float look_cost(const dp_row_format *f)
 {
-    const float bytes = (float)dp_sign_bytes(f) + 0.25f * (float)dp_code_bytes(f);
-    return bytes / DP_CODE_GROUP / (float)(f->key_bytes + f->value_bytes);
+    const float signs = (float)dp_sign_bytes(f) / DP_SIGN_GROUP, codes = (float)dp_code_bytes(f) / DP_CODE_GROUP;
+    return (signs + 0.25f * codes) / (float)(f->key_bytes + f->value_bytes);
 }
 
 /* Errors by cost, in rows: the tokens of a cluster, or, where it is looked at, about one that is read. */

@@ -63,9 +63,13 @@ typedef struct dp_head_step {
     uint32_t first_task, n_tasks; /* its score tasks */
     dp_piece *pieces;
     size_t n_pieces, pieces_capacity;
-    int8_t *codes; /* [rows][key_dim / 4][DP_CODE_GROUP][4] the queries for the scan, see dp_code_queries, in units of */
-    float *code_factor, *sign_factor; /* [rows] scale included */
+    int8_t
+        *codes; /* [rows][key_dim / 4][DP_CODE_GROUP][4] the queries for the scan, see dp_code_queries, in units of */
+    float *code_factor;               /* [rows] scale included */
     int32_t *sum_of_codes;            /* [rows] */
+    uint8_t *sign_table;              /* [rows] the queries for the scan of the signs, see dp_sign_queries, with */
+    float *sign_centre, *sign_factor; /* [rows] likewise; and */
+    float *sign_error;                /* [rows] times the square root of a dispersion, by how much they are off */
     float *total;                     /* [rows] T, in units of exp(reference) */
     float *token_limit;               /* [rows] mass above which a scanned token is read */
     float *logit_limit;               /* [rows] the logit that has this mass, before a soft cap */

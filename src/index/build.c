@@ -264,13 +264,13 @@ static void store_token_codes(uint8_t *group, size_t t, const uint8_t *codes, si
     }
 }
 
-/* The same for the signs: four bits. */
+/* The same for the signs, a byte for eight dimensions. */
 static void store_token_signs(uint8_t *group, size_t t, const float *x, size_t dim)
 {
-    for (size_t j = 0; j < dim; j += 4) {
-        const size_t place = dp_code_place(j, t);
-        const int bits = (x[j] > 0) | (x[j + 1] > 0) << 1 | (x[j + 2] > 0) << 2 | (x[j + 3] > 0) << 3;
-        group[place / 8] |= (uint8_t)(bits << place % 8);
+    for (size_t j = 0; j < dim; j += 8) {
+        int bits = 0;
+        for (int i = 0; i < 8; i++) bits |= (x[j + (size_t)i] > 0) << i;
+        group[j / 8 * DP_SIGN_GROUP + t] = (uint8_t)bits;
     }
 }
 
@@ -351,6 +351,7 @@ static void store_codes(const dp_sequence *s, const build *b, dp_segment *seg, u
     for (uint32_t i = 0; i < n; i++) b->weight[i] = load_difference(s, b, seg->token[first + i], centroid) / 15.0f;
     seg->code_base[c] = base_exponent(s->runtime->kernels.max(b->weight, n));
     const uint32_t base = (uint32_t)seg->code_base[c] << 23;
+    uint8_t *const signs = seg->signs + dp_segment_sign_group(seg, c) * dp_sign_bytes(f);
     for (uint32_t i = 0; i < n; i++) {
         load_difference(s, b, seg->token[first + i], centroid);
         seg->code_step[first + i] = step_byte(base, b->weight[i]);
@@ -359,7 +360,7 @@ static void store_codes(const dp_sequence *s, const build *b, dp_segment *seg, u
         uint8_t codes[DP_MAX_DIM];
         round_to_codes(b->row, inverse, dim, codes);
         store_token_codes(seg->codes + group * dp_code_bytes(f), t, codes, dim);
-        store_token_signs(seg->signs + group * dp_sign_bytes(f), t, b->row, dim);
+        store_token_signs(signs + i / DP_SIGN_GROUP * dp_sign_bytes(f), i % DP_SIGN_GROUP, b->row, dim);
     }
 }
 

@@ -42,7 +42,7 @@ static size_t lay_out(dp_segment *s, char *base, const dp_row_format *f)
         PART(codes, groups * dp_code_bytes(f));
         PART(code_step, n_clusters ? s->n_tokens : 0);
         PART(code_base, n_clusters);
-        PART(signs, groups * dp_sign_bytes(f));
+        PART(signs, (n_clusters ? s->n_tokens / DP_SIGN_GROUP + n_clusters : 0) * dp_sign_bytes(f));
     }
     PART(offset, n_clusters + 1);
     PART(token, s->n_tokens);

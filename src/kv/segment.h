@@ -37,7 +37,7 @@ typedef struct dp_segment {
                               order and in groups of DP_CODE_GROUP tokens as code_logits wants them, in units of */
     uint8_t *code_step;  /* [n_tokens] in a byte, with */
     uint8_t *code_base;  /* [n_clusters] the exponent of step_base */
-    uint8_t *signs;      /* of the same, likewise, as sign_max wants them */
+    uint8_t *signs;      /* of the same, as signs_exceed wants them, each cluster from group dp_segment_sign_group on */
     uint32_t *offset;    /* [n_clusters + 1] first row of the cluster, in rows of the segment */
     uint16_t *token;     /* [n_tokens] token number less first_token, in cluster order */
     atomic_size_t *holders; /* sequences that have the segment; the last part, and alone not of the segment itself */
@@ -82,18 +82,29 @@ static inline uint32_t dp_segment_size(const dp_segment *s, uint32_t cluster)
     return s->offset[cluster + 1] - s->offset[cluster];
 }
 
-/* Bytes of a group's codes and signs, and how many groups have tokens of a cluster. */
+/* Bytes of a group's codes, and how many groups have tokens of a cluster. */
 static inline size_t dp_code_bytes(const dp_row_format *f)
 {
     return f->key_dim * DP_CODE_GROUP / 2;
 }
-static inline size_t dp_sign_bytes(const dp_row_format *f)
-{
-    return f->key_dim * DP_CODE_GROUP / 8;
-}
 static inline size_t dp_segment_groups(const dp_segment *s, uint32_t cluster)
 {
     return (s->offset[cluster + 1] + DP_CODE_GROUP - 1) / DP_CODE_GROUP - s->offset[cluster] / DP_CODE_GROUP;
+}
+
+/* The same of signs. Clusters begin a group of their own each, at a place that needs no table: between the numbers of two
+ * clusters that follow each other, by this rule, there is room for the groups of the first. */
+static inline size_t dp_sign_bytes(const dp_row_format *f)
+{
+    return f->key_dim * DP_SIGN_GROUP / 8;
+}
+static inline size_t dp_segment_sign_groups(const dp_segment *s, uint32_t cluster)
+{
+    return (dp_segment_size(s, cluster) + DP_SIGN_GROUP - 1) / DP_SIGN_GROUP;
+}
+static inline size_t dp_segment_sign_group(const dp_segment *s, uint32_t cluster)
+{
+    return s->offset[cluster] / DP_SIGN_GROUP + cluster;
 }
 
 static inline bool dp_segment_stale(const dp_segment *s)

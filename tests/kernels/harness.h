@@ -60,6 +60,7 @@ TCase *table_tests(void);
 TCase *convert_tests(void);
 TCase *scores_tests(void);
 TCase *codes_tests(void);
+TCase *signs_tests(void);
 TCase *rows_tests(void);
 TCase *softmax_tests(void);
 TCase *select_tests(void);

@@ -1,4 +1,4 @@
-/* code_logits and sign_max: exact, as their contracts say. */
+/* code_logits: exact, as its contract says. */
 #include "harness.h"
 #include "oracle.h"
 
@@ -8,7 +8,7 @@
 /* What a call reads, each in a buffer of its own. */
 typedef struct codes_case {
     dp_code_queries q;
-    size_t skip, n, bits, group_bytes, groups;
+    size_t skip, n, group_bytes, groups;
     int8_t *arranged;
     int32_t *sums;
     float *factor;
@@ -16,9 +16,9 @@ typedef struct codes_case {
     uint32_t step_base;
 } codes_case;
 
-static codes_case random_case(size_t heads, size_t d, size_t skip, size_t n, contents kind, int extreme, size_t bits)
+static codes_case random_case(size_t heads, size_t d, size_t skip, size_t n, contents kind, int extreme)
 {
-    codes_case c = {.skip = skip, .n = n, .bits = bits, .group_bytes = d * bits / 2};
+    codes_case c = {.skip = skip, .n = n, .group_bytes = 2 * d};
     c.groups = n ? (skip + n + DP_CODE_GROUP - 1) / DP_CODE_GROUP : 0;
     c.arranged = allocate(heads * 4 * d);
     c.sums = allocate(heads * sizeof *c.sums);
@@ -58,10 +58,7 @@ static void call(const codes_case *c, size_t run, float *out, size_t out_stride)
                                    .n = c->n,
                                    .ahead = (const void *)(uintptr_t)(run * 64), /* nobody's memory */
                                    .ahead_lines = run * random_below(100)};
-    if (c->bits == 1)
-        kernels.sign_max(&q, &tokens, out);
-    else
-        kernels.code_logits(&q, &tokens, out, out_stride);
+    kernels.code_logits(&q, &tokens, out, out_stride);
 }
 
 /* factor * step * the exact sum of token t. */
@@ -71,11 +68,10 @@ static float expected_logit(const codes_case *c, size_t h, size_t t)
     const uint8_t *const group = c->codes + t / DP_CODE_GROUP * c->group_bytes;
     long sum = 0;
     for (size_t j = 0; j < d; j++) {
-        const size_t half = c->bits == 4 && j >= d / 2 ? d / 2 : 0;
+        const size_t half = j >= d / 2 ? d / 2 : 0;
         const size_t number = (j - half) / 4 * 16 + t % DP_CODE_GROUP * 4 + (j - half) % 4;
-        const int code = c->bits == 1 ? 2 * (group[number / 8] >> number % 8 & 1) - 1
-                                      : 2 * (half ? group[number] >> 4 : group[number] & 15) - 15;
-        sum += c->arranged[h * 4 * d + j / 4 * 16 + j % 4] * code;
+        const int code = half ? group[number] >> 4 : group[number] & 15;
+        sum += c->arranged[h * 4 * d + j / 4 * 16 + j % 4] * (2 * code - 15);
     }
     /* 2^(exponent of the base + high half of the byte) * (1 + low half / 16) */
     const float step = ldexpf(1 + (float)(c->steps[t] % 16) / 16, (int)(c->step_base >> 23) - 127 + c->steps[t] / 16);
@@ -101,25 +97,6 @@ static void check_code_logits(const codes_case *c)
     }
 }
 
-static void check_sign_max(const codes_case *c)
-{
-    const size_t heads = c->q.heads;
-    float *results[2];
-    for (size_t run = 0; run < 2; run++) {
-        results[run] = place(NULL, heads * sizeof(float), run ? random_shift(4) : 0);
-        call(c, run, results[run], 0);
-    }
-    expect_same("maxima", results[0], results[1], heads * sizeof(float));
-    for (size_t h = 0; h < heads; h++) {
-        float largest = -INFINITY;
-        for (size_t i = 0; i < c->n; i++) {
-            const float logit = expected_logit(c, h, c->skip + i);
-            if (logit > largest) largest = logit;
-        }
-        expect_near("largest sign logit", h, results[0][h], (double)largest, 0);
-    }
-}
-
 START_TEST(codes_of_all_shapes)
 {
     static const size_t dims[] = {8, 16, 24, 40, 64, 72, 96, 128, 136, 256, 264, 504, 512};
@@ -128,17 +105,12 @@ START_TEST(codes_of_all_shapes)
         for (size_t heads = 0; heads <= 9; heads++) {
             const size_t n = random_below(4) ? random_below(70) : random_below(3), skip = random_below(DP_CODE_GROUP);
             const int extreme = (int)random_below(5) - 2;
-            for (size_t bits = 1; bits <= 4; bits += 3) {
-                describe("%zu-bit logits heads %zu d %zu tokens %zu after %zu contents %d extreme %d", bits, heads,
-                         dims[i], n, skip, _i, extreme);
-                const codes_case c = random_case(heads, dims[i], skip, n, (contents)_i,
-                                                 extreme == 1 || extreme == -1 ? extreme : 0, bits);
-                if (bits == 1)
-                    check_sign_max(&c);
-                else
-                    check_code_logits(&c);
-                release_buffers();
-            }
+            describe("code logits heads %zu d %zu tokens %zu after %zu contents %d extreme %d", heads, dims[i], n, skip,
+                     _i, extreme);
+            const codes_case c =
+                random_case(heads, dims[i], skip, n, (contents)_i, extreme == 1 || extreme == -1 ? extreme : 0);
+            check_code_logits(&c);
+            release_buffers();
         }
 }
 END_TEST
