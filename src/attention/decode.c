@@ -74,6 +74,7 @@ static void carve_step(dp_step *step, dp_scratch *scratch)
         plan.scanned = dp_scratch_take(scratch, (scannable ? plan.n_positions : 0) * sizeof *plan.scanned);
         plan.wanted = dp_scratch_take(scratch, scannable);
         plan.estimated = dp_scratch_take(scratch, plan.n_positions * sizeof *plan.estimated);
+        plan.estimates = dp_scratch_take(scratch, (head->n_segments + (size_t)1) * sizeof *plan.estimates);
         plan.items_capacity = dp_items_capacity(step, head);
         plan.items = dp_scratch_take(scratch, plan.items_capacity * sizeof *plan.items);
         plan.partials = dp_scratch_take(scratch, plan.items_capacity * dp_partial_floats(step) * sizeof *plan.partials);

@@ -77,15 +77,22 @@ static batch list_batch(const dp_row_format *f, const dp_head_step *head, size_t
     return b;
 }
 
-/* Lists the mean values of estimated clusters from number `first` on, as far as they are of one segment and fit a batch;
- * returns how many. */
-static size_t list_means(const dp_head_step *head, size_t first, size_t last, size_t dim, const void **values)
+/* The segment of estimated cluster number i, which is `segment` or a later one. */
+static uint32_t segment_of(const dp_head_step *head, uint32_t segment, size_t i)
 {
-    const dp_cluster_ref *const refs = head->estimated + first;
-    const size_t most = last - first < BATCH_ROWS ? last - first : BATCH_ROWS;
-    size_t n = 0;
-    for (; n < most && refs[n].segment == refs[0].segment; n++)
-        values[n] = head->head->segments[refs[0].segment].mean_values + (size_t)refs[n].cluster * dim;
+    while (i >= head->estimates[segment + 1].first) segment++;
+    return segment;
+}
+
+/* Lists the mean values of estimated clusters from number `first` on, as far as they are of the segment and fit a batch;
+ * returns how many. */
+static size_t list_means(const dp_head_step *head, uint32_t segment, size_t first, size_t last, size_t dim,
+                         const void **values)
+{
+    const size_t end = head->estimates[segment + 1].first, left = (end < last ? end : last) - first;
+    const size_t n = left < BATCH_ROWS ? left : BATCH_ROWS;
+    const int8_t *const means = head->head->segments[segment].mean_values;
+    for (size_t i = 0; i < n; i++) values[i] = means + head->estimated[first + i] * dim;
     return n;
 }
 
@@ -99,7 +106,8 @@ static size_t list_start(dp_gather_task task, const void **keys, const void **va
         return list_batch(&task.step->sequence->format, task.head, item->last, &(cursor){.piece = item->first}, keys,
                           values)
             .n;
-    const size_t n = list_means(task.head, item->first, item->last, task.step->sequence->format.value_dim, values);
+    const size_t n =
+        list_means(task.head, item->segment, item->first, item->last, task.step->sequence->format.value_dim, values);
     memcpy(keys, values, n * sizeof *keys);
     return n;
 }
@@ -131,13 +139,15 @@ static void gather_pieces(dp_gather_task task, dp_gather_task next_task, float *
     }
 }
 
-/* Lists what follows an item's estimated clusters before number i: those from there on, or the next task's rows. */
-static size_t list_next(dp_gather_task task, dp_gather_task next_task, size_t i, const void **unused,
+/* Lists what follows an item's estimated clusters before number i, which are of `segment` and earlier ones: those from there
+ * on, or the next task's rows. */
+static size_t list_next(dp_gather_task task, dp_gather_task next_task, uint32_t segment, size_t i, const void **unused,
                         const void **values)
 {
     const size_t last = task.head->items[task.item].last;
     if (i == last) return list_start(next_task, unused, values);
-    return list_means(task.head, i, last, task.step->sequence->format.value_dim, values);
+    return list_means(task.head, segment_of(task.head, segment, i), i, last, task.step->sequence->format.value_dim,
+                      values);
 }
 
 /* Lists rows of a segment's slope from number `first` on. */
@@ -152,15 +162,17 @@ static size_t list_slope(const dp_row_format *f, const dp_segment *segment, size
  * scale * (covariance of values and keys) (q - q0), and that covariance is the segment's mean one, the slope. mass: [rows],
  * of its estimated clusters of more than one token, each times the slope of a soft cap at its logit. Without it the clusters' errors add up, as they point the same way.
  * What follows number i is fetched meanwhile. */
-static void add_slope(dp_gather_task task, dp_gather_task next_task, size_t i, const dp_segment *segment,
-                      const float *mass, gather_scratch *scratch, float *values)
+static void add_slope(dp_gather_task task, dp_gather_task next_task, uint32_t number, size_t i, const float *mass,
+                      gather_scratch *scratch, float *values)
 {
     const dp_step *const step = task.step;
+    const dp_segment *const segment = &task.head->head->segments[number];
     const dp_row_format *const f = &step->sequence->format;
     const void **const rows = scratch->keys;
     for (size_t first = 0, n; first < f->key_dim; first += n) {
         n = list_slope(f, segment, first, rows);
-        const size_t ahead = first + n < f->key_dim ? 0 : list_next(task, next_task, i, scratch->values, rows + n);
+        const size_t ahead =
+            first + n < f->key_dim ? 0 : list_next(task, next_task, number, i, scratch->values, rows + n);
         for (size_t r = 0; r < step->rows; r++)
             for (size_t j = 0; j < n; j++)
                 scratch->weights[r * BATCH_ROWS + j] = mass[r] * step->sequence->scale *
@@ -171,31 +183,32 @@ static void add_slope(dp_gather_task task, dp_gather_task next_task, size_t i, c
 }
 
 /* How much of each cluster's mass moves with the query. */
-static void list_moving(const dp_step *step, const dp_head_step *h, const dp_segment *segment,
-                        const dp_cluster_ref *refs, size_t n, size_t row, float *moving)
+static void list_moving(const dp_step *step, const dp_head_step *h, uint32_t number, const uint16_t *clusters, size_t n,
+                        size_t row, float *moving)
 {
-    const float *const slope = step->sequence->config.softcap > 0 ? h->cap_slope + row * h->n_positions : NULL;
+    const size_t at = row * h->n_positions + h->estimates[number].position;
+    const float *const slope = step->sequence->config.softcap > 0 ? h->cap_slope + at : NULL;
     if (row && !slope) return; /* the same for all rows */
     for (size_t i = 0; i < n; i++) {
-        const float all = slope ? slope[refs[i].position] : 1.0f;
-        moving[i] = dp_segment_size(segment, refs[i].cluster) > 1 ? all : 0.0f;
+        const float all = slope ? slope[clusters[i]] : 1.0f;
+        moving[i] = dp_segment_size(&h->head->segments[number], clusters[i]) > 1 ? all : 0.0f;
     }
 }
 
 /* Weights of n estimated clusters of a segment; their masses are added to the partial's and, as far as they move, to
  * spread_mass [rows]. Four sums each, as one would wait for itself. */
-static void weigh_means(const dp_step *step, const dp_head_step *h, const dp_segment *segment,
-                        const dp_cluster_ref *refs, size_t n, float *partial, float *spread_mass,
-                        gather_scratch *scratch)
+static void weigh_means(const dp_step *step, const dp_head_step *h, uint32_t number, const uint16_t *clusters, size_t n,
+                        float *partial, float *spread_mass, gather_scratch *scratch)
 {
     enum { SUMS = 4 };
-    for (size_t i = 0; i < n; i++) scratch->units[i] = segment->mean_step[refs[i].cluster];
+    const float *const mean_step = h->head->segments[number].mean_step;
+    for (size_t i = 0; i < n; i++) scratch->units[i] = mean_step[clusters[i]];
     for (size_t r = 0; r < step->rows; r++) {
-        const float *const mass = h->mass + r * h->n_positions;
+        const float *const mass = h->mass + r * h->n_positions + h->estimates[number].position;
         float *const weights = scratch->weights + r * BATCH_ROWS;
         float sum[SUMS] = {0}, spread[SUMS] = {0};
-        list_moving(step, h, segment, refs, n, r, scratch->moving);
-        for (size_t i = 0; i < n; i++) weights[i] = mass[refs[i].position];
+        list_moving(step, h, number, clusters, n, r, scratch->moving);
+        for (size_t i = 0; i < n; i++) weights[i] = mass[clusters[i]];
         for (size_t i = n; i % SUMS; i++) weights[i] = scratch->moving[i] = scratch->units[i] = 0;
         for (size_t i = 0; i < n; i += SUMS)
             for (size_t j = 0; j < SUMS; j++) {
@@ -218,17 +231,18 @@ static void gather_means(dp_gather_task task, dp_gather_task next_task, float *p
     const void **const rows = scratch->values;
     memset(spread_mass, 0, step->rows * sizeof *spread_mass);
     for (size_t r = 0; r < step->rows; r++) partial[2 * r] = h->reference[r];
+    uint32_t number = item->segment;
     for (size_t i = item->first, n; i < item->last; i += n) {
-        const dp_cluster_ref *const refs = h->estimated + i;
-        const dp_segment *const segment = &h->head->segments[refs->segment];
-        n = list_means(h, i, item->last, dim, rows);
-        const bool ends = i + n == item->last || refs[n].segment != refs->segment;
+        number = segment_of(h, number, i);
+        const dp_segment *const segment = &h->head->segments[number];
+        n = list_means(h, number, i, item->last, dim, rows);
+        const bool ends = i + n == item->last || i + n == h->estimates[number + 1].first;
         const bool slope = ends && segment->has_slope && step->params.slope;
         const size_t ahead = slope ? list_slope(&step->sequence->format, segment, 0, rows + n)
-                                   : list_next(task, next_task, i + n, scratch->keys, rows + n);
-        weigh_means(step, h, segment, refs, n, partial, spread_mass, scratch);
+                                   : list_next(task, next_task, number, i + n, scratch->keys, rows + n);
+        weigh_means(step, h, number, h->estimated + i, n, partial, spread_mass, scratch);
         step->kernels->weighted_means(scratch->weights, BATCH_ROWS, step->rows, rows, n, ahead, dim, values);
-        if (slope) add_slope(task, next_task, i + n, segment, spread_mass, scratch, values);
+        if (slope) add_slope(task, next_task, number, i + n, spread_mass, scratch, values);
         if (ends) memset(spread_mass, 0, step->rows * sizeof *spread_mass);
     }
     /* Where all masses underflowed there is nothing, and the reference must not pass for a logit that is there. */

@@ -94,15 +94,23 @@ static void cut_items(const dp_step *step, dp_head_step *head, size_t first)
     }
 }
 
+static void add_estimated(dp_head_step *head, uint32_t first, uint32_t last, uint32_t segment)
+{
+    head->items[head->n_items++] = (dp_item){.first = first, .last = last, .segment = segment, .estimated = true};
+}
+
 /* Cuts the estimated clusters into items. */
 static void cut_estimated(dp_head_step *head)
 {
-    size_t start = 0;
-    for (size_t i = 1; i <= head->n_estimated; i++) {
-        const bool ends = i == head->n_estimated || head->estimated[i].segment != head->estimated[i - 1].segment;
-        if (i < head->n_estimated && i - start < (ends ? FEWEST_ESTIMATED : MOST_ESTIMATED)) continue;
-        head->items[head->n_items++] = (dp_item){.first = (uint32_t)start, .last = (uint32_t)i, .estimated = true};
-        start = i;
+    uint32_t start = 0, segment = 0; /* of the item */
+    for (uint32_t s = 0; s < head->head->n_segments; s++) {
+        const uint32_t end = head->estimates[s + 1].first;
+        if (start == head->estimates[s].first) segment = s;
+        for (; end - start >= MOST_ESTIMATED; start += MOST_ESTIMATED, segment = s)
+            add_estimated(head, start, start + MOST_ESTIMATED, segment);
+        if (end == start || (end - start < FEWEST_ESTIMATED && end < head->n_estimated)) continue;
+        add_estimated(head, start, end, segment);
+        start = end;
     }
 }
 
@@ -190,22 +198,23 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
     const dp_row_format *const f = &step->sequence->format;
     const size_t first = h->n_pieces;
     size_t position = 0, token = 0; /* of the segment */
-    dp_cluster_ref *const estimated = h->estimated;
-    size_t n_estimated = 0; /* in a register: there are many */
+    uint16_t *const estimated = h->estimated;
+    uint32_t n_estimated = 0; /* in a register: there are many */
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const dp_segment *const segment = &h->head->segments[s];
         const uint8_t *const flags = h->flags + position, *const wanted = h->wanted + token;
-        const size_t estimated_before = n_estimated;
+        h->estimates[s] = (dp_estimates){.first = n_estimated, .position = (uint32_t)position};
         for (uint32_t c = 0; c < segment->n_clusters; c++) {
-            if (flags[c] == 0) continue;
-            if (flags[c] != SELECT_ESTIMATE && !add_refined(f, h, segment, c, flags[c], wanted + segment->offset[c]))
-                continue;
-            estimated[n_estimated++] = (dp_cluster_ref){.segment = s, .cluster = c, .position = (uint32_t)position + c};
+            bool counts = flags[c] == SELECT_ESTIMATE; /* most do */
+            if (flags[c] & ~SELECT_ESTIMATE)
+                counts = add_refined(f, h, segment, c, flags[c], wanted + segment->offset[c]);
+            estimated[n_estimated] = (uint16_t)c;
+            n_estimated += counts;
         }
         if (dp_segment_stale(segment)) continue;
         token += segment->n_tokens;
         position += (size_t)segment->n_panels * DP_PANEL;
-        if (segment->has_slope && step->params.slope && n_estimated > estimated_before)
+        if (segment->has_slope && step->params.slope && n_estimated > h->estimates[s].first)
             h->counts.bytes_means += f->key_dim * (f->value_dim + sizeof(float));
         /* panels; size, spread and limit; offsets; mean_key */
         h->counts.bytes_centroids +=
@@ -215,6 +224,7 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
     if (h->head->queries.settled) /* origin, and the factor's lower triangle */
         h->counts.bytes_centroids += f->key_dim * (f->key_dim + 3) / 2 * sizeof(float);
     h->n_estimated = n_estimated;
+    h->estimates[h->head->n_segments] = (dp_estimates){.first = n_estimated, .position = (uint32_t)position};
     cut_items(step, h, first);
     cut_estimated(h);
     h->counts.clusters_estimated = h->n_estimated;

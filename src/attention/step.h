@@ -29,8 +29,15 @@ typedef struct dp_cluster_ref {
  * its own partial, so that who computes it does not matter. */
 typedef struct dp_item {
     uint32_t first, last;
+    uint32_t segment; /* of the first estimated cluster */
     bool estimated;
 } dp_item;
+
+/* A segment's estimated clusters: those of the head's list from number `first` to the next segment's; and the position of its
+ * cluster 0 in the head's arrays. */
+typedef struct dp_estimates {
+    uint32_t first, position;
+} dp_estimates;
 
 /* A part of the centroid scan. */
 typedef struct dp_score_task {
@@ -75,8 +82,9 @@ typedef struct dp_head_step {
     float *logit_limit;               /* [rows] the logit that has this mass, before a soft cap */
     dp_cluster_ref *scanned;          /* clusters to be looked at */
     size_t n_scanned;
-    uint8_t *wanted; /* [clustered tokens] by first_token: 1 where a token of a scanned cluster is to be read */
-    dp_cluster_ref *estimated; /* contribute by their mean value */
+    uint8_t *wanted;         /* [clustered tokens] by first_token: 1 where a token of a scanned cluster is to be read */
+    uint16_t *estimated;     /* clusters that contribute by their mean value: their numbers in */
+    dp_estimates *estimates; /* [n_segments + 1] the segments */
     size_t n_estimated;
     dp_item *items;
     size_t n_exact_items; /* sink, window, pending: the first items, known before selection */
