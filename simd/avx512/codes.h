@@ -1,7 +1,6 @@
-/* AVX-512 logits of keys in four bits, with the product of bytes as a parameter. A vector has
- * 16 dimensions of a group's four tokens; 16 tokens and up to four heads are summed in registers, and what is unpacked
- * serves all heads. Clusters of 24 tokens, d 128, four heads: 11 ns a token, where a vector for
- * each token, summed across, takes 28 and more. */
+/* AVX-512 logits of keys in four bits, with the product of bytes as a parameter. A vector has 16 dimensions of a group's four
+ * tokens; 16 tokens and up to four heads are summed in registers, and what is unpacked serves all heads. Clusters of 24
+ * tokens, d 128, four heads: 11 ns a token, where a vector for each token, summed across, takes 28 and more. */
 #ifndef DP_SIMD_AVX512_CODES_H
 #define DP_SIMD_AVX512_CODES_H
 
@@ -21,7 +20,6 @@ DP_INLINE __mmask64 first_bytes(size_t n)
     return n >= VECTOR ? ~(__mmask64)0 : ((__mmask64)1 << n) - 1;
 }
 
-/* Each time anew: as an operand from memory it takes no register from the sums. */
 DP_INLINE __m512i load_queries(__mmask64 mask, const int8_t *q, int whole)
 {
     return whole ? _mm512_loadu_si512(q) : _mm512_maskz_loadu_epi8(mask, q);
@@ -54,16 +52,21 @@ DP_INLINE void code_block(const int8_t *q, size_t d, const uint8_t *codes, size_
     for (size_t j = 0; j < bytes; j += VECTOR) {
         const __mmask64 mask = whole ? ~(__mmask64)0 : first_bytes(bytes - j);
         fetch_lines(ahead, GROUPS);
+        __m512i low[GROUPS], high[GROUPS];
         DP_UNROLL
         for (size_t g = 0; g < GROUPS; g++) {
             const __m512i packed = _mm512_maskz_loadu_epi8(mask, codes + (g < groups ? g : 0) * bytes + j);
-            const __m512i low = _mm512_and_si512(packed, low_half);
-            const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_half);
+            low[g] = _mm512_and_si512(packed, low_half);
+            high[g] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_half);
+        }
+        DP_UNROLL
+        for (size_t h = 0; h < heads; h++) {
+            const int8_t *const x = q + h * 4 * d + j;
+            const __m512i first = load_queries(mask, x, whole), second = load_queries(mask, x + bytes, whole);
             DP_UNROLL
-            for (size_t h = 0; h < heads; h++) {
-                const int8_t *const x = q + h * 4 * d + j;
-                sum[h][g] = dot4(sum[h][g], low, load_queries(mask, x, whole));
-                sum[h][g] = dot4(sum[h][g], high, load_queries(mask, x + bytes, whole));
+            for (size_t g = 0; g < GROUPS; g++) {
+                sum[h][g] = dot4(sum[h][g], low[g], first);
+                sum[h][g] = dot4(sum[h][g], high[g], second);
             }
         }
     }
