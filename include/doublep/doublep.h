@@ -183,9 +183,9 @@ typedef struct dp_sequence_config {
                                        1; 0: plain means (the paper's form) */
     int32_t borrowed;               /* 0 (default): the sequence keeps the rows of keys and values; 1: the caller does, see
                                        dp_borrow */
-    uint32_t key_codes;             /* 1 (default): clustered keys are kept in one bit and in four bits, too (key_dim * 5 / 8 + 1
-                                       bytes a token), so that refining a cluster reads these and the rows of the few tokens
-                                       that matter; 0: refining reads all rows of the cluster */
+    uint32_t key_codes;             /* 1 (default): clustered keys are kept in one bit and in four bits, too (with 24 tokens a
+                                       cluster some 0.7 * key_dim + 1 bytes a token), so that refining a cluster reads these
+                                       and the rows of the few tokens that matter; 0: refining reads all rows of the cluster */
     float cluster_growth;           /* a segment that begins at token t > 32768 has tokens_per_cluster * (t / 32768)^this
                                        tokens a cluster, rounded down, at most 256, so that a step's work grows slower than
                                        the context; default 0.5, 0 to 1; 0: as many everywhere (the paper's form) */

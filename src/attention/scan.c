@@ -44,8 +44,7 @@ static void round_query(const dp_step *step, dp_head_step *h, size_t row)
     h->code_factor[row] = inverse > 0 ? unit * step->sequence->scale : 0.0f;
 }
 
-/* The sums over four elements of a query with the sixteen sets of signs, each in steps of `unit` above the lowest of the
- * four's own. */
+/* The sums of the sixteen subsets of four elements of a query, above the lowest of them, in steps of 1 / inverse. */
 static void round_sums(const float *q, float inverse, uint8_t *table)
 {
     float sum[16] = {0};
@@ -71,7 +70,8 @@ static void tabulate_query(const dp_step *step, dp_head_step *h, size_t row)
     }
     const float unit = largest / DP_SIGN_MOST, inverse = unit > 0 && isfinite(1.0f / unit) ? 1.0f / unit : 0.0f;
     for (size_t j = 0; j < dim; j += 4) round_sums(q + j, inverse, table + j % 8 / 4 * 2 * dim + j / 8 * 16);
-    h->sign_centre[row] = 0.5f * all * inverse; /* the signed sum is twice what the table's sum is above it */
+    /* Of all elements with signs: sum of q sign = 2 (sum of the positive ones' q) - sum of q = 2 unit * table - sum of |q|. */
+    h->sign_centre[row] = 0.5f * all * inverse;
     h->sign_factor[row] = inverse > 0 ? 2.0f * unit * SIGN_STEP * step->sequence->scale : 0.0f;
     h->sign_error[row] = SIGN_ERROR * sqrtf(h->variance[row]);
 }
