@@ -134,18 +134,29 @@ DP_INLINE void weighted_values(const float *w, size_t w_stride, size_t heads, co
     }
 }
 
-/* The usual d = 128 as a constant lets the loops over blocks unroll. */
-#define DP_GROUPS(name, type, heads)                                                                                   \
-    static __attribute__((noinline)) void group_logits_##name##_##heads##_128(                                         \
+/* The usual d as constants let the loops over blocks unroll, and need no masks. */
+#define DP_GROUP_OF(name, type, heads, dim)                                                                            \
+    static __attribute__((noinline)) void group_logits_##name##_##heads##_##dim(                                       \
         const float *q, const void *const *rows, size_t n, share ahead, float scale, float *out, size_t out_stride)    \
     {                                                                                                                  \
-        group_logits(q, 128, rows, n, ahead, scale, out, out_stride, heads, type);                                     \
+        group_logits(q, dim, rows, n, ahead, scale, out, out_stride, heads, type);                                     \
     }                                                                                                                  \
+    static __attribute__((noinline)) void group_values_##name##_##heads##_##dim(                                       \
+        const float *w, size_t w_stride, const void *const *rows, size_t n, share ahead, float *acc)                   \
+    {                                                                                                                  \
+        group_values(w, w_stride, rows, n, ahead, dim, acc, heads, type);                                              \
+    }
+
+#define DP_GROUPS(name, type, heads)                                                                                   \
+    DP_GROUP_OF(name, type, heads, 64)                                                                                 \
+    DP_GROUP_OF(name, type, heads, 128)                                                                                \
     static __attribute__((noinline)) void group_logits_##name##_##heads(                                               \
         const float *q, size_t d, const void *const *rows, size_t n, share ahead, float scale, float *out,             \
         size_t out_stride)                                                                                             \
     {                                                                                                                  \
-        if (d == 128)                                                                                                  \
+        if (d == 64)                                                                                                   \
+            group_logits_##name##_##heads##_64(q, rows, n, ahead, scale, out, out_stride);                             \
+        else if (d == 128)                                                                                             \
             group_logits_##name##_##heads##_128(q, rows, n, ahead, scale, out, out_stride);                            \
         else                                                                                                           \
             group_logits(q, d, rows, n, ahead, scale, out, out_stride, heads, type);                                   \
@@ -153,7 +164,12 @@ DP_INLINE void weighted_values(const float *w, size_t w_stride, size_t heads, co
     static __attribute__((noinline)) void group_values_##name##_##heads(                                               \
         const float *w, size_t w_stride, const void *const *rows, size_t n, share ahead, size_t d, float *acc)         \
     {                                                                                                                  \
-        group_values(w, w_stride, rows, n, ahead, d, acc, heads, type);                                                \
+        if (d == 64)                                                                                                   \
+            group_values_##name##_##heads##_64(w, w_stride, rows, n, ahead, acc);                                      \
+        else if (d == 128)                                                                                             \
+            group_values_##name##_##heads##_128(w, w_stride, rows, n, ahead, acc);                                     \
+        else                                                                                                           \
+            group_values(w, w_stride, rows, n, ahead, d, acc, heads, type);                                            \
     }
 
 /* key_logits_NAME and weighted_values_NAME for rows of `type`; where `most` is not GROUP, DP_GROUPS(name, type, most) comes

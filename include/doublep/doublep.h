@@ -171,7 +171,8 @@ typedef struct dp_sequence_config {
 
     /* Index. The defaults are the ones that measured best. */
     uint32_t tokens_per_cluster;    /* default 24; 4 to 256; see cluster_growth */
-    uint32_t segment_tokens;        /* a prompt is clustered in segments of so many tokens; default 8192, 64 to 65536 */
+    uint32_t segment_tokens;        /* a prompt is clustered in segments of so many tokens; default 8192, 64 to 65536; see
+                                       cluster_growth */
     uint32_t pending_tokens;        /* decoded tokens are clustered when so many wait; default 1024, 64 to 65536 */
     uint32_t iterations;            /* of k-means; default 8, 1 to 64 */
     float outlier_share;            /* share of the clusters kept back for single tokens, those farthest from their
@@ -187,8 +188,9 @@ typedef struct dp_sequence_config {
                                        cluster some 0.7 * key_dim + 1 bytes a token), so that refining a cluster reads these
                                        and the rows of the few tokens that matter; 0: refining reads all rows of the cluster */
     float cluster_growth;           /* a segment that begins at token t > 32768 has tokens_per_cluster * (t / 32768)^this
-                                       tokens a cluster, rounded down, at most 256, so that a step's work grows slower than
-                                       the context; default 0.5, 0 to 1; 0: as many everywhere (the paper's form) */
+                                       tokens a cluster, rounded down, at most 256, and is as many times longer (at most
+                                       65536 tokens), so that a step's work grows slower than the context; default 0.5, 0
+                                       to 1; 0: as many everywhere (the paper's form) */
     float softcap;                  /* soft cap c of the logits, finite: they are c * tanh(scale * q.k / c), not scale * q.k,
                                        everywhere, as in Gemma 2 (arXiv 2408.00118, c = 50 there); 0 (default): none */
 } dp_sequence_config;
@@ -206,8 +208,8 @@ DP_API void dp_sequence_free(dp_sequence *sequence); /* NULL is allowed */
 
 /* Makes another sequence with the same tokens, index and settings: a prompt that several answers share, the branches of a
  * search. Clustered tokens and their index are shared, whoever clustered them, for as long as one of the sequences has
- * them; the sink and the tokens that wait (at most segment_tokens, once an index was built pending_tokens, and the
- * window) are copied. From then on the two grow and are truncated each for itself, may be used by different threads at
+ * them; the sink and the tokens that wait (less than a segment, once an index was built pending_tokens, and the window)
+ * are copied. From then on the two grow and are truncated each for itself, may be used by different threads at
  * the same time, and are freed in any order by any thread. Both give the same bits for the same calls.
  * *copy is NULL after an error. Errors: DP_ERR_INVALID (a NULL), DP_ERR_NO_MEMORY. */
 DP_API dp_status dp_sequence_fork(const dp_sequence *sequence, dp_sequence **copy);
@@ -225,7 +227,7 @@ DP_API dp_status dp_sequence_set_dense(dp_sequence *sequence, uint32_t layer, in
  * stored as given: rotate them before. Values that the type cannot hold become Inf.
  *
  * This is also where the index grows: before the new tokens are added, tokens that wait outside the window are
- * clustered, in whole segments of segment_tokens while appends are long (64 tokens or more: a prompt), and once
+ * clustered, in whole segments (segment_tokens, cluster_growth) while appends are long (64 tokens or more: a prompt), and once
  * pending_tokens wait when they are short (decoding); KV heads and layers take turns, so that no step bears all of it.
  * How a prompt is cut into appends of 64 tokens or more makes no difference to the results once the index is built.
  * An append never clusters its own tokens, nor the last `window` before. Where the clustered tokens end in a segment of less

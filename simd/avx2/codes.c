@@ -1,5 +1,5 @@
-/* AVX2 logits of keys in four bits. A vector has 8 dimensions of a group's four tokens; 8
- * tokens and up to four heads are summed in registers, and what is unpacked serves all heads. */
+/* AVX2 logits of keys in four bits. A vector has 8 dimensions of a group's four tokens; 8 tokens and up to four heads are
+ * summed in registers, and what is unpacked serves all heads. */
 #include <string.h>
 
 #include "avx2.h"
@@ -29,8 +29,6 @@ DP_INLINE __m256i fold(const __m256i sum[GROUPS])
 }
 
 /* out[h] = sum_j q(h, j) code(i, j) of the tokens of one or two groups; `heads` is a constant. */
-typedef void block_fn(const int8_t *q, size_t d, const uint8_t *codes, size_t groups, __m256i out[HEADS], size_t heads);
-
 DP_INLINE void code_block(const int8_t *q, size_t d, const uint8_t *codes, size_t groups, __m256i out[HEADS],
                           size_t heads)
 {
@@ -58,13 +56,13 @@ DP_INLINE void code_block(const int8_t *q, size_t d, const uint8_t *codes, size_
 }
 
 DP_INLINE void block_of_heads(const int8_t *q, size_t d, const uint8_t *codes, size_t groups, __m256i out[HEADS],
-                              size_t heads, block_fn *block)
+                              size_t heads)
 {
     switch (heads) {
-    case 1: block(q, d, codes, groups, out, 1); break;
-    case 2: block(q, d, codes, groups, out, 2); break;
-    case 3: block(q, d, codes, groups, out, 3); break;
-    default: block(q, d, codes, groups, out, 4);
+    case 1: code_block(q, d, codes, groups, out, 1); break;
+    case 2: code_block(q, d, codes, groups, out, 2); break;
+    case 3: code_block(q, d, codes, groups, out, 3); break;
+    default: code_block(q, d, codes, groups, out, 4);
     }
 }
 
@@ -109,7 +107,7 @@ static void code_logits(const dp_code_queries *q, const dp_code_tokens *t, float
             const size_t heads = q->heads - h < HEADS ? q->heads - h : HEADS;
             __m256i sums[HEADS];
             block_of_heads(q->q + h * 4 * q->d, q->d, t->codes + first / DP_CODE_GROUP * 2 * q->d, w.groups, sums,
-                           heads, code_block);
+                           heads);
             for (size_t i = 0; i < heads; i++)
                 dp_store_first(out + (h + i) * out_stride + stored, w.to - w.from,
                                finish(sums[i], 15 * q->sum_of_q[h + i], q->factor[h + i], steps, w));

@@ -1,5 +1,5 @@
-/* NEON logits of keys in four bits, with the product of bytes as a parameter. A vector has
- * four dimensions of a group's four tokens, and its sums are a token a lane. */
+/* NEON logits of keys in four bits, with the product of bytes as a parameter. A vector has four dimensions of a group's
+ * four tokens, and its sums are a token a lane. */
 #ifndef DP_SIMD_NEON_CODES_H
 #define DP_SIMD_NEON_CODES_H
 
@@ -21,8 +21,6 @@ typedef struct dot4 {
 } dot4;
 
 /* sum_j q(j) code(i, j) of a group's tokens. */
-typedef int32x4_t group_fn(const int8_t *q, size_t d, const uint8_t *codes, dot4 by);
-
 DP_INLINE int32x4_t code_group(const int8_t *q, size_t d, const uint8_t *codes, dot4 by)
 {
     dot4_sum sum = {{vdupq_n_s32(0), vdupq_n_s32(0)}};

@@ -326,6 +326,7 @@ static void batch_worker(void *argument, int thread, int n_threads)
 static void fill_stats(const batch *b, const dp_step *step, dp_attention_stats *stats)
 {
     const dp_sequence *const s = step->sequence;
+    const dp_row_format *const f = &s->format;
     dp_attention_stats_init(stats);
     double exact_share = 0;
     for (size_t h = 0; h < s->config.n_kv_heads; h++) {
@@ -338,6 +339,8 @@ static void fill_stats(const batch *b, const dp_step *step, dp_attention_stats *
         stats->bytes_means += c->bytes_means;
         stats->bytes_codes += c->bytes_codes;
         stats->bytes_rows += c->bytes_rows;
+        for (size_t i = 0; i < step->heads[h].n_items; i++)
+            stats->bytes_means += step->heads[h].items[i].n_slopes * f->key_dim * (f->value_dim + sizeof(float));
         for (uint32_t i = 0; step->sparse && i < step->heads[h].head->n_segments; i++)
             stats->clusters += step->heads[h].head->segments[i].n_clusters;
         for (size_t r = 0; r < step->rows; r++) exact_share += step->heads[h].exact_share[r];
@@ -347,7 +350,7 @@ static void fill_stats(const batch *b, const dp_step *step, dp_attention_stats *
     stats->mass_exact = exact_share / (double)(s->config.n_kv_heads * step->rows);
     stats->mass_estimated = 1 - stats->mass_exact;
     stats->bytes = stats->bytes_centroids + stats->bytes_means + stats->bytes_codes + stats->bytes_rows;
-    stats->bytes_dense = step->layer->n_tokens * s->config.n_kv_heads * (s->format.key_bytes + s->format.value_bytes);
+    stats->bytes_dense = step->layer->n_tokens * s->config.n_kv_heads * (f->key_bytes + f->value_bytes);
     stats->ns_score = b->ns[0];
     stats->ns_select = b->ns[1];
     stats->ns_scan = b->ns[2];

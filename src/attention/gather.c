@@ -12,6 +12,8 @@ enum {
     BATCH_BYTES = 64 << 10, /* of a batch's keys and values: this one and the next stay in L2 */
 };
 
+static const float SLOPE_SHARE = 0.1f;
+
 /* A partial is [rows][2] maximum and sum, then [rows][value_dim] values, relative to exp(maximum). */
 static float *accumulators(const dp_step *step, float *partial)
 {
@@ -159,9 +161,9 @@ static size_t list_slope(const dp_row_format *f, const dp_segment *segment, size
 }
 
 /* The first-order part of the estimates of a segment's clusters, all at once: a cluster's weighted mean value moves by
- * scale * (covariance of values and keys) (q - q0), and that covariance is the segment's mean one, the slope. mass: [rows],
- * of its estimated clusters of more than one token, each times the slope of a soft cap at its logit. Without it the clusters' errors add up, as they point the same way.
- * What follows number i is fetched meanwhile. */
+ * scale * (covariance of values and keys) (q - q0), and that covariance is the segment's mean one, the slope. Without it
+ * the clusters' errors add up, as they point the same way. mass: [rows], of its estimated clusters of more than one token,
+ * each times the slope of a soft cap at its logit. What follows number i is fetched meanwhile. */
 static void add_slope(dp_gather_task task, dp_gather_task next_task, uint32_t number, size_t i, const float *mass,
                       gather_scratch *scratch, float *values)
 {
@@ -221,11 +223,21 @@ static void weigh_means(const dp_step *step, const dp_head_step *h, uint32_t num
     }
 }
 
+/* Whether a segment's clusters have so much of any row's mass that their slope is worth its bytes: SLOPE_SHARE of what each
+ * segment would have if all had the same. Together those below have at most that share, and the slope is a correction. */
+static bool is_heavy(const dp_step *step, const dp_head_step *h, const float *mass)
+{
+    const float share = SLOPE_SHARE / (float)h->head->n_segments;
+    for (size_t r = 0; r < step->rows; r++)
+        if (!(mass[r] <= share * h->total[r])) return true;
+    return false;
+}
+
 static void gather_means(dp_gather_task task, dp_gather_task next_task, float *partial, gather_scratch *scratch)
 {
     const dp_step *const step = task.step;
     const dp_head_step *const h = task.head;
-    const dp_item *const item = &h->items[task.item];
+    dp_item *const item = &h->items[task.item];
     const size_t dim = step->sequence->format.value_dim;
     float *const spread_mass = scratch->weights + step->rows * BATCH_ROWS, *const values = accumulators(step, partial);
     const void **const rows = scratch->values;
@@ -236,13 +248,14 @@ static void gather_means(dp_gather_task task, dp_gather_task next_task, float *p
         number = segment_of(h, number, i);
         const dp_segment *const segment = &h->head->segments[number];
         n = list_means(h, number, i, item->last, dim, rows);
+        weigh_means(step, h, number, h->estimated + i, n, partial, spread_mass, scratch);
         const bool ends = i + n == item->last || i + n == h->estimates[number + 1].first;
-        const bool slope = ends && segment->has_slope && step->params.slope;
+        const bool slope = ends && segment->has_slope && step->params.slope && is_heavy(step, h, spread_mass);
         const size_t ahead = slope ? list_slope(&step->sequence->format, segment, 0, rows + n)
                                    : list_next(task, next_task, number, i + n, scratch->keys, rows + n);
-        weigh_means(step, h, number, h->estimated + i, n, partial, spread_mass, scratch);
         step->kernels->weighted_means(scratch->weights, BATCH_ROWS, step->rows, rows, n, ahead, dim, values);
         if (slope) add_slope(task, next_task, number, i + n, spread_mass, scratch, values);
+        item->n_slopes += slope;
         if (ends) memset(spread_mass, 0, step->rows * sizeof *spread_mass);
     }
     /* Where all masses underflowed there is nothing, and the reference must not pass for a logit that is there. */

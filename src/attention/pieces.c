@@ -214,8 +214,6 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
         if (dp_segment_stale(segment)) continue;
         token += segment->n_tokens;
         position += (size_t)segment->n_panels * DP_PANEL;
-        if (segment->has_slope && step->params.slope && n_estimated > h->estimates[s].first)
-            h->counts.bytes_means += f->key_dim * (f->value_dim + sizeof(float));
         /* panels; size, spread and limit; offsets; mean_key */
         h->counts.bytes_centroids +=
             segment->n_panels * (dp_panel_bytes(f->key_dim) + DP_PANEL * (3 * sizeof(uint16_t) + sizeof(uint32_t))) +

@@ -302,7 +302,8 @@ static void prefetch_steps(const dp_head_step *h, const dp_cluster_ref *ref)
 void dp_scan_run(const dp_step *step, const dp_head_step *h, size_t task, float *scratch)
 {
     const size_t rows = step->rows;
-    const scan_scratch w = {scratch, scratch + rows, scratch + 2 * rows, scratch + 3 * rows, scratch + 4 * rows, scratch + 5 * rows};
+    const scan_scratch w = {scratch,            scratch + rows,     scratch + 2 * rows,
+                            scratch + 3 * rows, scratch + 4 * rows, scratch + 5 * rows};
     const size_t begin = task * CLUSTERS_PER_TASK, left = h->n_scanned - begin;
     const dp_cluster_ref *const refs = h->scanned + begin;
     const size_t n = left < CLUSTERS_PER_TASK ? left : CLUSTERS_PER_TASK;

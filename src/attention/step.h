@@ -29,7 +29,8 @@ typedef struct dp_cluster_ref {
  * its own partial, so that who computes it does not matter. */
 typedef struct dp_item {
     uint32_t first, last;
-    uint32_t segment; /* of the first estimated cluster */
+    uint32_t segment;  /* of the first estimated cluster */
+    uint32_t n_slopes; /* of segments that were read with their estimated clusters */
     bool estimated;
 } dp_item;
 

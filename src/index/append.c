@@ -13,25 +13,32 @@ static size_t min_size(size_t a, size_t b)
 
 /* ---- Clustering what waits ---- */
 
-/* Of the tokens that wait in a head, how many are to be clustered now. */
-typedef size_t (*due_fn)(const dp_sequence *s, const dp_head *head, size_t waiting);
+/* Of the tokens that wait in a head, from number `first` on, how many are to be clustered now. */
+typedef size_t (*due_fn)(const dp_sequence *s, const dp_head *head, uint64_t first, size_t waiting);
 
-static size_t due_all(const dp_sequence *s, const dp_head *head, size_t waiting)
+static size_t due_all(const dp_sequence *s, const dp_head *head, uint64_t first, size_t waiting)
 {
-    (void)s, (void)head;
+    (void)s, (void)head, (void)first;
     return waiting;
 }
 
-static size_t due_whole_segments(const dp_sequence *s, const dp_head *head, size_t waiting)
+static size_t due_whole_segments(const dp_sequence *s, const dp_head *head, uint64_t first, size_t waiting)
 {
     (void)head;
-    return waiting - waiting % s->config.segment_tokens;
+    size_t due = 0;
+    for (size_t n; (n = dp_build_segment_tokens(&s->config, first + due)) <= waiting - due;) due += n;
+    return due;
 }
 
-static size_t due_over_limit(const dp_sequence *s, const dp_head *head, size_t waiting)
+static size_t due_over_limit(const dp_sequence *s, const dp_head *head, uint64_t first, size_t waiting)
 {
-    (void)s;
+    (void)s, (void)first;
     return waiting >= head->pending_limit ? waiting : 0;
+}
+
+static uint64_t first_of_tail(const dp_sequence *s, uint32_t layer, const dp_head *head)
+{
+    return s->layers[layer].n_tokens - head->tail.n;
 }
 
 /* Tokens wait that are outside the window, in layers that are not dense for good. */
@@ -39,7 +46,7 @@ static size_t due_in(const dp_sequence *s, uint32_t layer, uint32_t kv_head, due
 {
     const dp_head *const head = &s->layers[layer].heads[kv_head];
     if (s->layers[layer].dense || head->tail.n <= s->config.window) return 0;
-    return due(s, head, head->tail.n - s->config.window);
+    return due(s, head, first_of_tail(s, layer, head), head->tail.n - s->config.window);
 }
 
 /* A last segment that does not fill a panel of centroids takes the next tokens in, where a segment may be so long: it is
@@ -50,7 +57,7 @@ static const dp_segment *extended(const dp_sequence *s, const dp_head *head, siz
     if (!tokens || !head->n_segments) return NULL;
     const dp_segment *const last = &head->segments[head->n_segments - 1];
     const bool small = last->n_tokens < DP_PANEL * dp_build_cluster_tokens(&s->config, last->first_token);
-    return small && last->n_tokens + tokens <= s->config.segment_tokens ? last : NULL;
+    return small && last->n_tokens + tokens <= dp_build_segment_tokens(&s->config, last->first_token) ? last : NULL;
 }
 
 /* Stale segments of a layer are due, too, where it is not dense for good; all of them, or `most` in its first heads that
@@ -127,9 +134,17 @@ static void build_worker(void *argument, int thread, int n_threads)
     }
 }
 
-static size_t segments_of(const dp_sequence *s, size_t tokens)
+/* Of n tokens from `first` on, those of the first segment. */
+static size_t first_segment(const dp_sequence *s, uint64_t first, size_t n)
 {
-    return (tokens + s->config.segment_tokens - 1) / s->config.segment_tokens;
+    return min_size(n, dp_build_segment_tokens(&s->config, first));
+}
+
+static size_t segments_of(const dp_sequence *s, uint64_t first, size_t n)
+{
+    size_t segments = 0;
+    for (size_t taken; n; first += taken, n -= taken, segments++) taken = first_segment(s, first, n);
+    return segments;
 }
 
 /* Room for n more segments in the head's array. */
@@ -161,7 +176,7 @@ static bool plan_segment(build_job *job, uint64_t first_token, size_t n, build_t
 static bool plan_head(build_job *job, dp_head *head, uint64_t tail_first, size_t tokens, size_t *stale)
 {
     const dp_sequence *const s = job->sequence;
-    if (!reserve_segments(s, head, segments_of(s, tokens) + min_size(head->n_stale, *stale))) return false;
+    if (!reserve_segments(s, head, segments_of(s, tail_first, tokens) + min_size(head->n_stale, *stale))) return false;
     build_task task = {.head = head, .segment = head->n_segments, .replaces = none};
     const dp_segment *const before = extended(s, head, tokens);
     if (before) {
@@ -169,10 +184,11 @@ static bool plan_head(build_job *job, dp_head *head, uint64_t tail_first, size_t
         if (!plan_segment(job, before->first_token, before->n_tokens + tokens, task)) return false;
         task.segment++;
     }
-    for (; !before && task.first_row < tokens; task.first_row += s->config.segment_tokens, task.segment++)
-        if (!plan_segment(job, tail_first + task.first_row, min_size(tokens - task.first_row, s->config.segment_tokens),
-                          task))
-            return false;
+    for (size_t n; !before && task.first_row < tokens; task.first_row += n, task.segment++) {
+        const uint64_t first = tail_first + task.first_row;
+        n = first_segment(s, first, tokens - task.first_row);
+        if (!plan_segment(job, first, n, task)) return false;
+    }
     for (task.replaces = 0; task.replaces < head->n_segments && *stale && head->n_stale; task.replaces++) {
         const dp_segment *const old = &head->segments[task.replaces];
         if (!dp_segment_stale(old) || old == before) continue;
@@ -220,7 +236,8 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
     size_t n_tasks = 0;
     for (uint32_t l = first; l < last; l++) {
         n_tasks += due_stale(s, l, most_stale);
-        for (uint32_t h = 0; h < n_heads; h++) n_tasks += segments_of(s, due_in(s, l, h, due));
+        for (uint32_t h = 0; h < n_heads; h++)
+            n_tasks += segments_of(s, first_of_tail(s, l, &s->layers[l].heads[h]), due_in(s, l, h, due));
     }
     if (!n_tasks) return DP_OK;
 
@@ -233,7 +250,8 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
             const size_t n = due_in(s, l, h, due);
             const dp_segment *const before = extended(s, head, n);
             if (before && before->n_tokens + n > copied) copied = before->n_tokens + n;
-            if (min_size(n, s->config.segment_tokens) > largest) largest = min_size(n, s->config.segment_tokens);
+            const size_t longest = first_segment(s, first_of_tail(s, l, head) + n, n); /* they grow */
+            if (longest > largest) largest = longest;
             for (uint32_t i = 0; i < head->n_segments && head->n_stale; i++)
                 if (head->segments[i].n_tokens > copied) copied = head->segments[i].n_tokens;
         }
@@ -253,7 +271,7 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
             dp_head *const head = &s->layers[l].heads[h];
             if (!head->n_segments && due_in(s, l, h, due)) /* all segments of a head have one metric */
                 dp_queries_settle(&head->queries, s->format.key_dim, s->config.query_metric, s->config.query_origin);
-            ok = plan_head(&job, head, s->layers[l].n_tokens - head->tail.n, due_in(s, l, h, due), &stale);
+            ok = plan_head(&job, head, first_of_tail(s, l, head), due_in(s, l, h, due), &stale);
         }
     }
     if (ok) dp_team_run(rt, build_worker, &job);

@@ -30,15 +30,26 @@ typedef struct build {
     float *row;                       /* likewise */
 } build;
 
-/* From where on clusters grow, and to what. */
+/* From where on clusters and segments grow, and to what. */
 enum { GROWTH_START = 32768, MOST_CLUSTER_TOKENS = 256 };
+
+static size_t grown(const dp_sequence_config *config, uint64_t first_token, size_t tokens, size_t most)
+{
+    if (first_token <= GROWTH_START) return tokens;
+    const double factor = pow((double)first_token / GROWTH_START, (double)config->cluster_growth);
+    const double n = floor((double)tokens * factor);
+    return n < (double)most ? (size_t)n : most;
+}
+
+/* As many clusters to a segment everywhere: its slope takes the time of a hundred mean values, whatever its length. */
+size_t dp_build_segment_tokens(const dp_sequence_config *config, uint64_t first_token)
+{
+    return grown(config, first_token, config->segment_tokens, DP_MAX_SEGMENT_TOKENS);
+}
 
 size_t dp_build_cluster_tokens(const dp_sequence_config *config, uint64_t first_token)
 {
-    if (first_token <= GROWTH_START) return config->tokens_per_cluster;
-    const double factor = pow((double)first_token / GROWTH_START, (double)config->cluster_growth);
-    const double n = floor((double)config->tokens_per_cluster * factor);
-    return n < MOST_CLUSTER_TOKENS ? (size_t)n : MOST_CLUSTER_TOKENS;
+    return grown(config, first_token, config->tokens_per_cluster, MOST_CLUSTER_TOKENS);
 }
 
 size_t dp_build_clusters(const dp_sequence_config *config, uint64_t first_token, size_t n_tokens)
@@ -210,8 +221,7 @@ static float weigh_tokens(const dp_sequence *s, const dp_queries *queries, const
     for (uint32_t i = 0; i < n; i++)
         b->weight[i] =
             queries->settled ? s->scale * p->kernels->dot(queries->vector, p->x + tokens[i] * p->dim, p->dim) : 0;
-    if (queries->settled && s->config.softcap > 0)
-        p->kernels->soft_cap(b->weight, n, b->mean_logit, s->config.softcap);
+    if (queries->settled && s->config.softcap > 0) p->kernels->soft_cap(b->weight, n, b->mean_logit, s->config.softcap);
     const float top = p->kernels->max(b->weight, n);
     float mean = 0; /* of log weight, times the sum of weights */
     for (uint32_t i = 0; i < n; i++) {

@@ -5,7 +5,9 @@
 #include "kv/sequence.h"
 #include "memory/scratch.h"
 
-/* Tokens per cluster of a segment that begins at a token, and clusters for its n tokens, single tokens included. */
+/* Tokens of a whole segment that begins at a token, tokens per cluster there, and clusters for its n tokens, single tokens
+ * included. */
+size_t dp_build_segment_tokens(const dp_sequence_config *config, uint64_t first_token);
 size_t dp_build_cluster_tokens(const dp_sequence_config *config, uint64_t first_token);
 size_t dp_build_clusters(const dp_sequence_config *config, uint64_t first_token, size_t n_tokens);
 

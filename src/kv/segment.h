@@ -46,6 +46,7 @@ typedef struct dp_segment {
     size_t row_bytes, index_bytes; /* pieces of the arena, the two one after the other where they come from a file */
 } dp_segment;
 
+enum { DP_MAX_SEGMENT_TOKENS = 65536 }; /* numbered in 16 bits */
 enum { DP_HOLDERS_BYTES = 64 }; /* that `holders` takes at the end of the index */
 
 /* Bytes of the index (all but rows) and of the rows. */

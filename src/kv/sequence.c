@@ -57,7 +57,7 @@ static dp_status check_config(dp_runtime *rt, const dp_sequence_config *c)
         {"sink", c->sink, 0, 4096},
         {"window", c->window, 0, 4096},
         {"tokens_per_cluster", c->tokens_per_cluster, 4, 256},
-        {"segment_tokens", c->segment_tokens, 64, 65536},
+        {"segment_tokens", c->segment_tokens, 64, DP_MAX_SEGMENT_TOKENS},
         {"pending_tokens", c->pending_tokens, 64, 65536},
         {"iterations", c->iterations, 1, 64},
         {"clustering", (uint32_t)c->clustering, 0, DP_CLUSTERING_SPHERICAL},

@@ -250,7 +250,7 @@ static bool head_makes_sense(const dp_sequence *s, const dp_snapshot_layer *laye
     uint64_t rest = layer->n_tokens - (layer->n_tokens < c->sink ? layer->n_tokens : c->sink);
     for (uint32_t i = 0; i < head->n_segments; i++) {
         const dp_snapshot_segment *const g = &segments[i];
-        if (!g->n_tokens || g->n_tokens > c->segment_tokens || g->n_tokens > rest || !g->n_clusters ||
+        if (!g->n_tokens || g->n_tokens > DP_MAX_SEGMENT_TOKENS || g->n_tokens > rest || !g->n_clusters ||
             g->n_clusters > g->room || g->room > g->n_tokens || g->zero)
             return false;
         rest -= g->n_tokens;

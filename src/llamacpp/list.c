@@ -91,21 +91,22 @@ bool list_equals(const cell_list *list, const uint16_t *mask, uint32_t n_kv)
 
 /* ---- The copy ---- */
 
+static dp_runtime *runtime;
+
+static void create_runtime(void)
+{
+    dp_runtime_config config;
+    dp_runtime_config_init(&config);
+    config.n_threads = MANY_THREADS;
+    config.memory_limit = plugin.settings.memory;
+    dp_runtime_create(&config, &runtime);
+}
+
 dp_runtime *list_runtime(void)
 {
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    static dp_runtime *runtime;
-    pthread_mutex_lock(&lock);
-    if (!runtime) {
-        dp_runtime_config config;
-        dp_runtime_config_init(&config);
-        config.n_threads = MANY_THREADS;
-        config.memory_limit = plugin.settings.memory;
-        dp_runtime_create(&config, &runtime);
-    }
-    dp_runtime *const found = runtime;
-    pthread_mutex_unlock(&lock);
-    return found;
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, create_runtime);
+    return runtime;
 }
 
 static bool open_copy(cell_list *list, const list_shape *shape)

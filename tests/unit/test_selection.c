@@ -275,14 +275,21 @@ START_TEST(options_do_what_they_say)
 }
 END_TEST
 
+/* Values are their keys, rotated, and noise. */
+static cache rotated_cache(rng *r)
+{
+    cache c = cache_create(r, TOKENS, 1, DIM, DIM, DP_F32);
+    for (size_t t = 0; t < TOKENS; t++)
+        for (size_t j = 0; j < DIM; j++) c.v[t * DIM + j] = 0.3f * c.k[t * DIM + (j + 5) % DIM] + 0.02f * rng_normal(r);
+    return c;
+}
+
 /* Values that go with their keys move a cluster's weighted mean value as the query moves: alike in all clusters, so that
  * only the slope sees it. Outliers apart, nothing is read token by token here. */
 START_TEST(slope_follows_the_query)
 {
     rng r = {77};
-    cache c = cache_create(&r, TOKENS, 1, DIM, DIM, DP_F32);
-    for (size_t t = 0; t < TOKENS; t++) /* v = a rotation of k, and noise */
-        for (size_t j = 0; j < DIM; j++) c.v[t * DIM + j] = 0.3f * c.k[t * DIM + (j + 5) % DIM] + 0.02f * rng_normal(&r);
+    cache c = rotated_cache(&r);
     dp_runtime *const rt = runtime_with(2, DP_ISA_AUTO);
     dp_sequence_config config = sequence_config(&c, 2, DP_F32);
     dp_sequence *s;
@@ -321,9 +328,7 @@ START_TEST(soft_cap_bites)
     static const float caps[] = {10, 5};
     const float cap = caps[_i];
     rng r = {79};
-    cache c = cache_create(&r, TOKENS, 1, DIM, DIM, DP_F32);
-    for (size_t t = 0; t < TOKENS; t++) /* v = a rotation of k, and noise */
-        for (size_t j = 0; j < DIM; j++) c.v[t * DIM + j] = 0.3f * c.k[t * DIM + (j + 5) % DIM] + 0.02f * rng_normal(&r);
+    cache c = rotated_cache(&r);
     dp_runtime *const rt = runtime_with(2, DP_ISA_AUTO);
     dp_sequence_config config = sequence_config(&c, 2, DP_F32);
     config.softcap = cap;
