@@ -32,7 +32,8 @@ typedef void (*dp_from_f32_fn)(void *dst, const float *src, size_t n);
 /* out[h * out_stride + p * 16 + c] = step(p, c) * sum_j q[h * d + j] * centroid(p, c, j), h < heads, p < n_panels, c < 16.
  * q: f32 [heads][d], d a multiple of 4. A panel is dp_panel_bytes(d) long: int8 centroids, four dimensions of a cluster
  * adjacent, element (c, j) at byte (j / 4) * 64 + c * 4 + j % 4, so that lanes are clusters and no horizontal sum is
- * needed; then f32 step[16]. panels is 64-byte aligned (as every panel then is). */
+ * needed; then f32 step[16]. panels is 64-byte aligned (as every panel then is). Tables with
+ * products of bytes (AVX512-VNNI, NEON's dot products) round a head's q to 2^-16 of its largest element. */
 typedef void (*dp_score_panels_fn)(const float *q, size_t heads, size_t d, const int8_t *panels, size_t n_panels,
                                    float *out, size_t out_stride);
 static inline size_t dp_panel_bytes(size_t d)

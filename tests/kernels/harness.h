@@ -14,6 +14,7 @@
 #include "kernels.h"
 
 extern dp_kernels kernels; /* of the ISA under test */
+extern const char *table_name;
 
 /* Starts the random sequence of a test: from the seed of the run, so that tests repeat alone. */
 void start_random(void);
