@@ -32,10 +32,13 @@ DP_INLINE void round_query(query_bytes *b, size_t h, const float *q, size_t d)
     memcpy(&largest, &top, sizeof largest);
     b->usable[h] = top == 0 || (top < 0x7f800000u && largest >= 0x1p-100f);
     b->unit[h] = b->usable[h] ? largest / BYTE_MOST : 0.0f;
-    const float inverse = b->usable[h] && top ? BYTE_MOST / largest : 0.0f;
+    const float inverse = top ? BYTE_MOST / largest : 0.0f;
     int8_t *const restrict high = b->high[h], *const restrict low = b->low[h];
     int32_t sum_high = 0, sum_low = 0;
-    for (size_t j = 0; j < d; j++) {
+    const size_t n = b->usable[h] ? d : 0;
+    memset(high + n, 0, d - n);
+    memset(low + n, 0, d - n);
+    for (size_t j = 0; j < n; j++) {
         /* To the nearest: at 1.5 * 2^23 + v a float's last bits are v's, and its bits are the whole number's. */
         float x = q[j] * inverse + 0x1.8p23f;
         int32_t v;
@@ -49,6 +52,25 @@ DP_INLINE void round_query(query_bytes *b, size_t h, const float *q, size_t d)
     }
     b->sum_high[h] = sum_high;
     b->sum_low[h] = sum_low;
+}
+
+/* Scores of the panels for the n heads of b. */
+typedef void byte_scores_fn(const query_bytes *b, size_t n, size_t d, const int8_t *panels, size_t n_panels, float *out,
+                            size_t out_stride);
+
+/* score_panels by products of bytes, in f32 where a head's queries do not fit them. */
+DP_INLINE void scores_in_bytes(const float *q, size_t heads, size_t d, const int8_t *panels, size_t n_panels,
+                               float *out, size_t out_stride, byte_scores_fn *in_bytes, dp_score_panels_fn in_f32)
+{
+    query_bytes b;
+    for (size_t h = 0; h < heads; h += BYTE_HEADS) {
+        const size_t n = heads - h < BYTE_HEADS ? heads - h : BYTE_HEADS;
+        float *const scores = out + h * out_stride;
+        for (size_t i = 0; i < n; i++) round_query(&b, i, q + (h + i) * d, d);
+        in_bytes(&b, n, d, panels, n_panels, scores, out_stride);
+        for (size_t i = 0; i < n; i++)
+            if (!b.usable[i]) in_f32(q + (h + i) * d, 1, d, panels, n_panels, scores + i * out_stride, out_stride);
+    }
 }
 
 /* Four bytes as the lane of a vector. */

@@ -60,23 +60,20 @@ DP_INLINE void byte_tile(const query_bytes *q, size_t h, size_t d, const int8_t 
     }
 }
 
+static void byte_scores(const query_bytes *b, size_t n, size_t d, const int8_t *panels, size_t n_panels, float *out,
+                        size_t out_stride)
+{
+    for (size_t p = 0; p < n_panels; p++) {
+        const int8_t *const panel = panels + p * dp_panel_bytes(d);
+        for (size_t i = 0; i + 2 <= n; i += 2) byte_tile(b, i, d, panel, out + p * DP_PANEL, out_stride, 2);
+        if (n % 2) byte_tile(b, n - 1, d, panel, out + p * DP_PANEL, out_stride, 1);
+    }
+}
+
 static void score_panels_in_bytes(const float *q, size_t heads, size_t d, const int8_t *panels, size_t n_panels,
                                   float *out, size_t out_stride)
 {
-    query_bytes b;
-    for (size_t h = 0; h < heads; h += BYTE_HEADS) {
-        const size_t n = heads - h < BYTE_HEADS ? heads - h : BYTE_HEADS;
-        float *const scores = out + h * out_stride;
-        for (size_t i = 0; i < n; i++) round_query(&b, i, q + (h + i) * d, d);
-        for (size_t p = 0; p < n_panels; p++) {
-            const int8_t *const panel = panels + p * dp_panel_bytes(d);
-            for (size_t i = 0; i + 2 <= n; i += 2) byte_tile(&b, i, d, panel, scores + p * DP_PANEL, out_stride, 2);
-            if (n % 2) byte_tile(&b, n - 1, d, panel, scores + p * DP_PANEL, out_stride, 1);
-        }
-        for (size_t i = 0; i < n; i++)
-            if (!b.usable[i])
-                score_panels(q + (h + i) * d, 1, d, panels, n_panels, scores + i * out_stride, out_stride);
-    }
+    scores_in_bytes(q, heads, d, panels, n_panels, out, out_stride, byte_scores, score_panels);
 }
 
 void dp_kernels_init_neon_dotprod(dp_kernels *k)
