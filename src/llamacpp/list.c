@@ -1,7 +1,6 @@
 /* Lists of cells and their copies. */
 #include "llamacpp/list.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -93,19 +92,17 @@ bool list_equals(const cell_list *list, const uint16_t *mask, uint32_t n_kv)
 
 static dp_runtime *runtime;
 
-static void create_runtime(void)
+bool list_create_runtime(void)
 {
     dp_runtime_config config;
     dp_runtime_config_init(&config);
     config.n_threads = MANY_THREADS;
     config.memory_limit = plugin.settings.memory;
-    dp_runtime_create(&config, &runtime);
+    return runtime || dp_runtime_create(&config, &runtime) == DP_OK;
 }
 
 dp_runtime *list_runtime(void)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, create_runtime);
     return runtime;
 }
 
@@ -123,7 +120,7 @@ static bool open_copy(cell_list *list, const list_shape *shape)
     config.softcap = shape->softcap;
     /* Layers take turns in clustering what was decoded. */
     config.pending_tokens -= shape->layer % 16 * (config.pending_tokens / 32);
-    if (!list_runtime() || dp_sequence_create(list_runtime(), &config, &list->sequence)) return false;
+    if (dp_sequence_create(list_runtime(), &config, &list->sequence)) return false;
     if (shape->dense) dp_sequence_set_dense(list->sequence, 0, 1);
     return true;
 }

@@ -35,8 +35,9 @@ typedef struct list_rows {
     size_t k_row, k_head, v_row, v_head; /* bytes from token to token, from head to head */
 } list_rows;
 
-/* The runtime of all copies in the process, or NULL after an error of dp_runtime_create. Its calls run on as many threads
- * as dp_limit_threads allows. */
+/* The runtime of all copies in the process, which is created when the plugin is registered; false after an error of
+ * dp_runtime_create, and then it may be tried again. Its calls run on as many threads as dp_limit_threads allows. */
+bool list_create_runtime(void);
 dp_runtime *list_runtime(void);
 
 cell_list *list_create(uint32_t n_cells);

@@ -254,7 +254,7 @@ static ggml_backend_reg_t registration(void)
         return NULL;
     }
     if (plugin.settings.off) return NULL;
-    if (!list_runtime()) {
+    if (!list_create_runtime()) {
         fprintf(stderr, "doublep: not loaded: %s\n", dp_last_error(NULL, why, sizeof why));
         return NULL;
     }
