@@ -91,4 +91,5 @@ void dp_kernels_init_avx512_vnni(dp_kernels *k)
 {
     k->code_logits = code_logits;
     k->score_panels = score_panels_in_bytes;
+    k->nearest_in_bytes = dp_avx512_nearest_in_bytes;
 }

@@ -80,4 +80,5 @@ void dp_scalar_init_select(dp_kernels *k)
     k->keep_clusters = keep_clusters;
     k->sum_at_least = sum_at_least;
     k->nearest = nearest;
+    k->nearest_in_bytes = NULL;
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "index/kmeans.h"
+#include "index/quantise.h"
 
 enum { SLOPE_BLOCK = 256 }; /* tokens per product of the slope: axpy by axpy it takes five times as long */
 
@@ -235,22 +236,6 @@ static float weigh_tokens(const dp_sequence *s, const dp_queries *queries, const
     return n == 1 ? 1.0f : expf(logf(sum) - mean / sum);
 }
 
-/* Rounds to int8 in units of the returned step: the largest magnitude is 127. NaN where a number is not finite. */
-static float quantise(const float *x, size_t n, int8_t *rounded)
-{
-    float largest = 0;
-    bool finite = true;
-    for (size_t j = 0; j < n; j++) {
-        const float magnitude = fabsf(x[j]);
-        largest = magnitude > largest ? magnitude : largest;
-        finite &= isfinite(x[j]) != 0;
-    }
-    const float step = largest / 127.0f, inverse = step > 0 ? 1.0f / step : 0.0f;
-    const bool usable = finite && isfinite(inverse);
-    for (size_t j = 0; j < n; j++) rounded[j] = usable ? (int8_t)lrintf(x[j] * inverse) : 0;
-    return !finite ? NAN : usable ? step : 0.0f;
-}
-
 /* codes[j]: the c of 0 to 15 for which 2 c - 15 is nearest to x[j] * inverse; 0 for NaN. A loop that compilers vectorise. */
 static void round_to_codes(const float *restrict x, float inverse, size_t n, uint8_t *restrict codes)
 {
@@ -295,7 +280,7 @@ static bool mean_value(const dp_sequence *s, const build *b, dp_segment *seg, ui
         kernels->to_f32[f->type](b->row, b->values + tokens[i] * f->value_bytes, f->value_dim);
         kernels->axpy(b->sum, b->row, b->weight[i], f->value_dim);
     }
-    seg->mean_step[c] = quantise(b->sum, f->value_dim, seg->mean_values + (size_t)c * f->value_dim);
+    seg->mean_step[c] = dp_quantise(b->sum, f->value_dim, seg->mean_values + (size_t)c * f->value_dim);
     return isfinite(seg->mean_step[c]);
 }
 
@@ -307,7 +292,7 @@ static float store_centroid(const dp_queries *queries, const build *b, dp_segmen
     int8_t rounded[DP_MAX_DIM];
     int8_t *const panel = seg->panels + c / DP_PANEL * dp_panel_bytes(dim);
     float *const steps = (float *)(void *)(panel + DP_PANEL * dim);
-    steps[c % DP_PANEL] = quantise(centroid, dim, rounded);
+    steps[c % DP_PANEL] = dp_quantise(centroid, dim, rounded);
     for (size_t j = 0; j < dim; j++) panel[j / 4 * 64 + c % DP_PANEL * 4 + j % 4] = rounded[j];
     return steps[c % DP_PANEL];
 }
@@ -410,7 +395,7 @@ static void store_slope(const dp_sequence *s, const build *b, dp_segment *seg)
     const float mean = b->slope_tokens ? 1.0f / (float)b->slope_tokens : 0.0f;
     s->runtime->kernels.scale(b->slope, mean, key_dim * value_dim);
     for (size_t j = 0; j < key_dim; j++) {
-        seg->slope_step[j] = quantise(b->slope + j * value_dim, value_dim, seg->slope + j * value_dim);
+        seg->slope_step[j] = dp_quantise(b->slope + j * value_dim, value_dim, seg->slope + j * value_dim);
         if (!isfinite(seg->slope_step[j])) seg->slope_step[j] = 0;
     }
 }

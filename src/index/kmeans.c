@@ -5,6 +5,8 @@
 #include <oneapi/dnnl/dnnl.h>
 #include <string.h>
 
+#include "index/quantise.h"
+
 void dp_kmeans_carve(dp_kmeans *p, dp_scratch *scratch)
 {
     p->x = dp_scratch_take(scratch, p->n * p->dim * sizeof *p->x);
@@ -15,6 +17,11 @@ void dp_kmeans_carve(dp_kmeans *p, dp_scratch *scratch)
     p->directions = dp_scratch_take(scratch, p->n_means * p->dim * sizeof *p->directions);
     p->half_norm = dp_scratch_take(scratch, p->n_means * sizeof *p->half_norm);
     p->products = dp_scratch_take(scratch, DP_KMEANS_BLOCK * p->n_means * sizeof *p->products);
+    const size_t bytes = p->kernels->nearest_in_bytes ? 1 : 0;
+    p->x_bytes = dp_scratch_take(scratch, bytes * p->n * p->dim);
+    p->c_bytes = dp_scratch_take(scratch, bytes * p->n_means * p->dim);
+    p->x_step = dp_scratch_take(scratch, bytes * p->n * sizeof *p->x_step);
+    p->c_step = dp_scratch_take(scratch, bytes * p->n_means * sizeof *p->c_step);
     p->difference = dp_scratch_take(scratch, p->dim * sizeof *p->difference);
 }
 
@@ -35,24 +42,47 @@ static const float *comparands(dp_kmeans *p)
     return spherical ? p->directions : p->centroids;
 }
 
+/* The clusters of the n points from number `first` on. */
+static bool nearest_of_block(const dp_kmeans *p, const float *c, size_t first, size_t n, uint32_t *cluster)
+{
+    const dnnl_dim_t dim = (dnnl_dim_t)p->dim, means = (dnnl_dim_t)p->n_means, rows = (dnnl_dim_t)n;
+    if (dnnl_sgemm('N', 'T', rows, means, dim, 1.0f, p->x + first * p->dim, dim, c, dim, 0.0f, p->products, means) !=
+        dnnl_success)
+        return false;
+    float best;
+    for (size_t i = 0; i < n; i++)
+        cluster[i] = (uint32_t)p->kernels->nearest(p->products + i * p->n_means, p->half_norm, p->n_means, &best);
+    return true;
+}
+
+static bool nearest_of_bytes(const dp_kmeans *p, size_t first, size_t n, uint32_t *cluster)
+{
+    const dnnl_dim_t dim = (dnnl_dim_t)p->dim, means = (dnnl_dim_t)p->n_means, rows = (dnnl_dim_t)n;
+    int32_t *const products = (int32_t *)(void *)p->products;
+    const int32_t none = 0;
+    if (dnnl_gemm_s8s8s32('N', 'T', 'F', rows, means, dim, 1.0f, p->x_bytes + first * p->dim, dim, 0, p->c_bytes, dim, 0, 0.0f,
+                          products, means, &none) != dnnl_success)
+        return false;
+    for (size_t i = 0; i < n; i++)
+        cluster[i] = (uint32_t)p->kernels->nearest_in_bytes(products + i * p->n_means, p->c_step, p->half_norm,
+                                                            p->x_step[first + i], p->n_means);
+    return true;
+}
+
 /* Assigns every point; *changed tells whether any moved. */
 static bool assign(dp_kmeans *p, bool *changed)
 {
     const float *const c = comparands(p);
+    const bool in_bytes = p->kernels->nearest_in_bytes != NULL;
+    for (size_t j = 0; in_bytes && j < p->n_means; j++)
+        p->c_step[j] = dp_quantise(c + j * p->dim, p->dim, p->c_bytes + j * p->dim);
     *changed = false;
     for (size_t first = 0; first < p->n; first += DP_KMEANS_BLOCK) {
         const size_t n = p->n - first < DP_KMEANS_BLOCK ? p->n - first : DP_KMEANS_BLOCK;
-        const dnnl_dim_t dim = (dnnl_dim_t)p->dim, means = (dnnl_dim_t)p->n_means;
-        if (dnnl_sgemm('N', 'T', (dnnl_dim_t)n, means, dim, 1.0f, p->x + first * p->dim, dim, c, dim, 0.0f, p->products,
-                       means) != dnnl_success)
-            return false;
-        for (size_t i = 0; i < n; i++) {
-            float best;
-            const uint32_t j =
-                (uint32_t)p->kernels->nearest(p->products + i * p->n_means, p->half_norm, p->n_means, &best);
-            *changed |= p->assignment[first + i] != j;
-            p->assignment[first + i] = j;
-        }
+        uint32_t cluster[DP_KMEANS_BLOCK];
+        if (!(in_bytes ? nearest_of_bytes(p, first, n, cluster) : nearest_of_block(p, c, first, n, cluster))) return false;
+        *changed |= memcmp(p->assignment + first, cluster, n * sizeof *cluster) != 0;
+        memcpy(p->assignment + first, cluster, n * sizeof *cluster);
     }
     return true;
 }
@@ -86,6 +116,8 @@ bool dp_kmeans_run(dp_kmeans *p)
         memcpy(p->centroids + j * p->dim, p->x + (2 * j + 1) * p->n / (2 * p->n_means) * p->dim,
                p->dim * sizeof *p->centroids);
     memset(p->assignment, 0xff, p->n * sizeof *p->assignment);
+    for (size_t i = 0; p->kernels->nearest_in_bytes && i < p->n; i++)
+        p->x_step[i] = dp_quantise(p->x + i * p->dim, p->dim, p->x_bytes + i * p->dim);
     bool changed = true;
     for (uint32_t i = 0; i < p->iterations && changed; i++) {
         if (!assign(p, &changed)) return false;

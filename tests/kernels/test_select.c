@@ -4,7 +4,8 @@
  *                 below y = 2^-60); the sum within (n + 4) 2^-24 of the sum of what was written
  * keep_clusters:  flags exact, joint within 2 ulp of the larger operand
  * sum_at_least:   |error| <= (n + 4) 2^-24 sum |value|
- * nearest:        exact (one subtraction) */
+ * nearest:        exact (one subtraction)
+ * nearest_in_bytes: within 4 2^-24 (|product| + |half_norm|) of the best; of equals the first */
 #include "harness.h"
 #include "oracle.h"
 
@@ -262,6 +263,45 @@ START_TEST(nearest_of_every_length)
 }
 END_TEST
 
+START_TEST(nearest_in_bytes_of_every_length)
+{
+    start_random();
+    if (!kernels.nearest_in_bytes) return;
+    int32_t dot[LONGEST];
+    float step[LONGEST], half_norm[LONGEST];
+    for (size_t round = 0; round < 8; round++)
+        for (size_t n = 1; n < LONGEST; n = next_length(n)) {
+            describe("nearest_in_bytes of %zu, contents %d", n, _i);
+            fill(step, n, (contents)_i);
+            fill(half_norm, n, _i == SPECIAL ? ORDINARY : (contents)_i);
+            for (size_t i = 0; i < n; i++) dot[i] = (int32_t)random_below(2 * 127 * 127 * 512) - 127 * 127 * 512;
+            const float scale = round == 7 ? NAN : round == 6 ? 0.0f : 0x1p-20f;
+            if (round == 5) /* ties: the values that count are whole numbers */
+                for (size_t i = 0; i < n; i++) {
+                    dot[i] = (int32_t)random_below(4) << 20;
+                    step[i] = 1, half_norm[i] = 0.5f;
+                }
+            double largest = -INFINITY, value[LONGEST];
+            size_t expected = 0;
+            for (size_t i = 0; i < n; i++) {
+                value[i] = (double)(scale * step[i]) * dot[i] - (double)half_norm[i];
+                if (value[i] > largest) largest = value[i], expected = i;
+            }
+            for (size_t run = 0; run < 2; run++) {
+                const size_t shift = run ? random_shift(4) : 0;
+                const size_t got = kernels.nearest_in_bytes(place(dot, n * sizeof *dot, shift), place(step, n * sizeof *step, shift),
+                                                            place(half_norm, n * sizeof *half_norm, shift), scale, n);
+                const double slack = 0x1p-22 * (fabs(value[got] + (double)half_norm[got]) + fabs((double)half_norm[got]) +
+                                                fabs(largest + (double)half_norm[expected]) + fabs((double)half_norm[expected]));
+                const int close = isfinite(largest) && value[got] >= largest - slack - 0x1p-140;
+                if (got != expected && (round == 5 || !close) && fabs(largest) < (double)FLT_MAX)
+                    report_failure("the nearest is %zu with %a, expected %zu with %a", got, value[got], expected, largest);
+            }
+            release_buffers();
+        }
+}
+END_TEST
+
 TCase *select_tests(void)
 {
     TCase *const tests = tcase_create("select");
@@ -271,5 +311,6 @@ TCase *select_tests(void)
     tcase_add_loop_test(tests, keep_clusters_of_every_length, 0, CONTENTS_COUNT);
     tcase_add_loop_test(tests, sum_at_least_of_every_length, 0, CONTENTS_COUNT);
     tcase_add_loop_test(tests, nearest_of_every_length, 0, CONTENTS_COUNT);
+    tcase_add_loop_test(tests, nearest_in_bytes_of_every_length, 0, CONTENTS_COUNT);
     return tests;
 }
