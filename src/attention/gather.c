@@ -212,14 +212,20 @@ static void weigh_means(const dp_step *step, const dp_head_step *h, uint32_t num
         float *const weights = scratch->weights + r * BATCH_ROWS;
         float sum[SUMS] = {0}, spread[SUMS] = {0};
         list_moving(step, h, number, clusters, n, r, scratch->moving);
-        for (size_t i = 0; i < n; i++) weights[i] = mass[clusters[i]];
-        for (size_t i = n; i % SUMS; i++) weights[i] = scratch->moving[i] = scratch->units[i] = 0;
-        for (size_t i = 0; i < n; i += SUMS)
+        size_t i = 0;
+        for (; i + SUMS <= n; i += SUMS)
             for (size_t j = 0; j < SUMS; j++) {
-                sum[j] += weights[i + j];
-                spread[j] += weights[i + j] * scratch->moving[i + j];
-                weights[i + j] *= scratch->units[i + j];
+                const float m = mass[clusters[i + j]];
+                sum[j] += m;
+                spread[j] += m * scratch->moving[i + j];
+                weights[i + j] = m * scratch->units[i + j];
             }
+        for (; i < n; i++) {
+            const float m = mass[clusters[i]];
+            sum[0] += m;
+            spread[0] += m * scratch->moving[i];
+            weights[i] = m * scratch->units[i];
+        }
         partial[2 * r + 1] += sum[0] + sum[1] + (sum[2] + sum[3]);
         spread_mass[r] += spread[0] + spread[1] + (spread[2] + spread[3]);
     }

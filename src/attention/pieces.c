@@ -172,25 +172,32 @@ static uint32_t add_wanted(const dp_row_format *f, dp_head_step *h, const dp_seg
     return all;
 }
 
-/* What is read of a cluster that is refined or looked at; returns whether its mean value stands for the rest. */
+/* Of a cluster with one of these, tokens are read. */
+enum { SELECT_READ = SELECT_REFINE | SELECT_SCAN };
+
+/* What is read of a cluster that is refined or scanned; returns whether its mean value stands for the rest. */
 static bool add_refined(const dp_row_format *f, dp_head_step *h, const dp_segment *segment, uint32_t cluster,
                         uint8_t flags, const uint8_t *wanted)
 {
     const uint32_t size = dp_segment_size(segment, cluster);
-    uint32_t read = 0;
-    if ((flags & (SELECT_LOOK | SELECT_REFINE)) == SELECT_LOOK)
-        h->counts.bytes_codes +=
-            dp_segment_sign_groups(segment, cluster) * dp_sign_bytes(f) + size * sizeof *segment->code_step + 1;
+    uint32_t read = size;
     if (flags & SELECT_REFINE) {
         add_cluster(f, h, segment, cluster);
-        read = size;
-    } else if (flags & SELECT_SCAN) {
+    } else {
         read = add_wanted(f, h, segment, cluster, wanted);
         h->counts.bytes_codes += dp_segment_groups(segment, cluster) * dp_code_bytes(f);
     }
-    h->counts.clusters_refined += (flags & (SELECT_REFINE | SELECT_SCAN)) != 0;
+    h->counts.clusters_refined++;
     h->counts.tokens_refined += read;
     return flags & SELECT_ESTIMATE && read < size;
+}
+
+/* Whether nothing of eight clusters is read: so it is with most. */
+static bool only_estimated(const uint8_t *flags)
+{
+    uint64_t eight;
+    memcpy(&eight, flags, sizeof eight);
+    return !(eight & SELECT_READ * 0x0101010101010101u);
 }
 
 void dp_pieces_selected(const dp_step *step, dp_head_step *h)
@@ -205,8 +212,14 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
         const uint8_t *const flags = h->flags + position, *const wanted = h->wanted + token;
         h->estimates[s] = (dp_estimates){.first = n_estimated, .position = (uint32_t)position};
         for (uint32_t c = 0; c < segment->n_clusters; c++) {
-            bool counts = flags[c] == SELECT_ESTIMATE; /* most do */
-            if (flags[c] & ~SELECT_ESTIMATE)
+            for (; c + 8 <= segment->n_clusters && only_estimated(flags + c); c += 8)
+                for (uint32_t i = 0; i < 8; i++) {
+                    estimated[n_estimated] = (uint16_t)(c + i);
+                    n_estimated += flags[c + i] & SELECT_ESTIMATE;
+                }
+            if (c == segment->n_clusters) break;
+            bool counts = flags[c] & SELECT_ESTIMATE;
+            if (flags[c] & SELECT_READ)
                 counts = add_refined(f, h, segment, c, flags[c], wanted + segment->offset[c]);
             estimated[n_estimated] = (uint16_t)c;
             n_estimated += counts;

@@ -102,11 +102,13 @@ void dp_scan_plan(const dp_step *step, dp_head_step *h)
                 c += 7;
                 continue;
             }
-            if ((h->flags[position + c] & (SELECT_LOOK | SELECT_REFINE)) == SELECT_LOOK)
-                h->scanned[h->n_scanned++] = (dp_cluster_ref){.segment = s,
-                                                              .cluster = c,
-                                                              .position = (uint32_t)position + c,
-                                                              .first_token = (uint32_t)token + segment->offset[c]};
+            if ((h->flags[position + c] & (SELECT_LOOK | SELECT_REFINE)) != SELECT_LOOK) continue;
+            h->scanned[h->n_scanned++] = (dp_cluster_ref){.segment = s,
+                                                          .cluster = c,
+                                                          .position = (uint32_t)position + c,
+                                                          .first_token = (uint32_t)token + segment->offset[c]};
+            h->counts.bytes_codes += dp_segment_sign_groups(segment, c) * dp_sign_bytes(&step->sequence->format) +
+                                     dp_segment_size(segment, c) * sizeof *segment->code_step + 1;
         }
         position += (size_t)segment->n_panels * DP_PANEL;
         token += dp_segment_stale(segment) ? 0 : segment->n_tokens;
