@@ -91,11 +91,12 @@ static model *load(const char *path)
     return m;
 }
 
-static model_context *create_context(const model *m, uint32_t chunk)
+static model_context *create_context(const model *m, uint32_t chunk, bool f32_steps)
 {
     model_context_config config;
     model_context_config_init(&config, m);
     config.chunk = chunk;
+    config.f32_steps = f32_steps;
     config.sequences[0].type = DP_F32;
     model_context *const context = model_context_create(m, &config, error, sizeof(error));
     ck_assert_msg(context != NULL, "%s", error);
@@ -130,7 +131,7 @@ START_TEST(committed_model_continues_as_the_original)
 {
     const golden_case *const c = &cases[_i];
     model *const m = load(data_path("needle-12m.q8_0.gguf"));
-    model_context *const context = create_context(m, 512);
+    model_context *const context = create_context(m, 512, false);
     float *const logits = calloc(m->shape.n_vocab, sizeof(float));
     ck_assert_msg(model_prefill(context, c->tokens, c->n_tokens, logits, NULL, NULL, NULL, error, sizeof(error)), "%s",
                   error);
@@ -141,17 +142,19 @@ START_TEST(committed_model_continues_as_the_original)
 }
 END_TEST
 
-/* A prompt cut anywhere, and the same tokens decoded one by one or a few at a time, must end in the same logits. */
+/* A prompt cut anywhere, and the same tokens decoded one by one or a few at a time, must end in the same logits; with the
+ * weights in bytes in such as differ by a few hundredths of what logits are (8.7 in the mean square). */
 START_TEST(chunks_and_steps_agree)
 {
     static const size_t prefilled[] = {578, 577, 500, 540, 1};
     static const uint32_t chunks[] = {512, 100, 37, 512, 512};
+    const float bound = _i ? 1e-3f : 0.5f; /* in f32, in bytes */
     const golden_case *const c = &cases[0];
     model *const m = load(data_path("needle-12m.q8_0.gguf"));
     float *const whole = calloc(m->shape.n_vocab, sizeof(float));
     float *const logits = calloc((size_t)DP_MAX_DECODE_QUERIES * m->shape.n_vocab, sizeof(float));
     for (size_t i = 0; i < sizeof(chunks) / sizeof(chunks[0]); i++) {
-        model_context *const context = create_context(m, chunks[i]);
+        model_context *const context = create_context(m, chunks[i], _i);
         float *last = logits;
         ck_assert_msg(model_prefill(context, c->tokens, prefilled[i], logits, NULL, NULL, NULL, error, sizeof(error)),
                       "%s", error);
@@ -166,7 +169,7 @@ START_TEST(chunks_and_steps_agree)
         if (i == 0)
             memcpy(whole, last, m->shape.n_vocab * sizeof(float));
         for (size_t j = 0; j < m->shape.n_vocab; j++)
-            ck_assert_msg(fabsf(last[j] - whole[j]) < 1e-3f, "%zu prefilled: logit %zu is %g, must be %g",
+            ck_assert_msg(fabsf(last[j] - whole[j]) < bound, "%zu prefilled: logit %zu is %g, must be %g",
                           prefilled[i], j, (double)last[j], (double)whole[j]);
         model_context_free(context);
     }
@@ -183,7 +186,7 @@ START_TEST(runner_matches_double_precision)
     model *const m = load(data_path("needle-12m.q8_0.gguf"));
     const model_shape *const s = &m->shape;
     llama_reference *const r = llama_reference_run(m->file, cases[_i].tokens, N_REFERENCE);
-    model_context *const context = create_context(m, 64);
+    model_context *const context = create_context(m, 64, false);
     float *const logits = calloc(s->n_vocab, sizeof(float));
     float *const k = calloc(N_REFERENCE * s->key_dim, sizeof(float));
     float *const v = calloc(N_REFERENCE * s->value_dim, sizeof(float));
@@ -234,7 +237,7 @@ START_TEST(original_weights_give_golden_logits)
 
     for (size_t i = 0; i < N_CASES; i++) {
         const golden_case *const c = &cases[i];
-        model_context *const context = create_context(m, 512);
+        model_context *const context = create_context(m, 512, false);
         float *const logits = calloc(m->shape.n_vocab, sizeof(float));
         float k[MAX_DIM], v[MAX_DIM];
         ck_assert_uint_eq(c->n_logits, m->shape.n_vocab);
@@ -265,7 +268,7 @@ int main(int argc, char **argv)
     tcase_add_unchecked_fixture(tests, read_cases, free_cases);
     if (strcmp(what, "committed") == 0) {
         tcase_add_loop_test(tests, committed_model_continues_as_the_original, 0, N_CASES);
-        tcase_add_test(tests, chunks_and_steps_agree);
+        tcase_add_loop_test(tests, chunks_and_steps_agree, 0, 2);
     } else if (strcmp(what, "reference") == 0) {
         tcase_add_loop_test(tests, runner_matches_double_precision, 0, N_CASES);
     } else if (strcmp(what, "original") == 0) {

@@ -1,5 +1,5 @@
 /* helpers.c: the small parts of the command: cutting text at whole characters, choosing the next token, rotation, rows,
- * files of prompts. */
+ * files of prompts, products. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,6 +8,7 @@
 
 #include <check.h>
 
+#include "linear.h"
 #include "prompts.h"
 #include "rope.h"
 #include "rows.h"
@@ -173,6 +174,58 @@ START_TEST(prompts_are_selected)
 }
 END_TEST
 
+static float random_float(void)
+{
+    return (float)rand() / (float)RAND_MAX - 0.5f;
+}
+
+/* In f32 and in bytes (the same where there are none), rows and shapes as they come, against double precision. */
+START_TEST(products_are_within_their_bounds)
+{
+    enum { MAX_IN = 300, MAX_OUT = 70, MAX_ROWS = 5 };
+    static const size_t shapes[][3] = {{1, 1, 1}, {8, 3, 1}, {300, 70, 1}, {257, 65, 5}, {64, 16, 2}};
+    static float w[MAX_OUT * MAX_IN], x[MAX_ROWS * MAX_IN], y[MAX_ROWS * MAX_OUT];
+    const size_t n_in = shapes[_i][0], n_out = shapes[_i][1], rows = shapes[_i][2];
+    char error[256];
+    for (int contents = 0; contents < 4; contents++) { /* ordinary, an outlier, zeros, not finite */
+        for (size_t i = 0; i < n_in * n_out; i++)
+            w[i] = contents == 2 ? 0 : random_float();
+        for (size_t i = 0; i < rows * n_in; i++)
+            x[i] = contents == 2 ? 0 : random_float();
+        if (contents == 1)
+            w[n_in * n_out / 2] = 1e4f, x[rows * n_in - 1] = -3e3f;
+        if (contents == 3)
+            x[0] = NAN;
+        linear_weights *const weights = linear_weights_create(n_in, n_out, w, error, sizeof(error));
+        linear_executor *const executor = linear_executor_create(error, sizeof(error));
+        ck_assert_msg(weights && executor, "%s", error);
+        for (int in_bytes = 0; in_bytes < 2; in_bytes++) {
+            memset(y, 0xff, sizeof(y));
+            ck_assert_msg(linear_execute(executor, weights, in_bytes, rows, x, y, error, sizeof(error)), "%s", error);
+            for (size_t r = 0; r < rows; r++)
+                for (size_t o = 0; o < n_out; o++) {
+                    double sum = 0, sum_of_x = 0, top_x = 0, top_w = 0;
+                    for (size_t i = 0; i < n_in; i++) {
+                        const double a = (double)x[r * n_in + i], b = (double)w[o * n_in + i];
+                        sum += a * b;
+                        sum_of_x += fabs(a);
+                        top_x = fmax(top_x, fabs(a));
+                        top_w = fmax(top_w, fabs(b));
+                    }
+                    const double bound = in_bytes ? top_w * (sum_of_x / 250 + (double)n_in * top_x / 65000)
+                                                  : 1e-6 * (double)n_in * top_w * top_x;
+                    const double got = (double)y[r * n_out + o];
+                    ck_assert_msg(sum != sum ? got != got : fabs(got - sum) <= bound,
+                                  "bytes %d, contents %d, row %zu: output %zu is %g, must be %g to %g", in_bytes, contents, r,
+                                  o, got, sum, bound);
+                }
+        }
+        linear_executor_free(executor);
+        linear_weights_free(weights);
+    }
+}
+END_TEST
+
 int main(void)
 {
     TCase *const tests = tcase_create("helpers");
@@ -183,6 +236,7 @@ int main(void)
     tcase_add_test(tests, swiglu_follows_its_formula);
     tcase_add_test(tests, norm_follows_its_formula);
     tcase_add_test(tests, prompts_are_selected);
+    tcase_add_loop_test(tests, products_are_within_their_bounds, 0, 5);
     Suite *const suite = suite_create("helpers");
     suite_add_tcase(suite, tests);
     SRunner *const runner = srunner_create(suite);

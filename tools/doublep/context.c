@@ -248,7 +248,8 @@ static void rotate_rows(const pass *p)
 static bool linear(const pass *p, const linear_weights *weights, size_t n_rows, const float *x, float *y)
 {
     const uint64_t start = clock_ns();
-    const bool done = linear_execute(p->context->linear, weights, n_rows, x, y, p->error, p->error_size);
+    const bool in_bytes = !p->prefill && !p->context->config.f32_steps;
+    const bool done = linear_execute(p->context->linear, weights, in_bytes, n_rows, x, y, p->error, p->error_size);
     p->counters->linear_ns += clock_ns() - start;
     return done;
 }

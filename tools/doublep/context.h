@@ -49,6 +49,7 @@ typedef struct model_context_config {
     uint32_t n_sequences; /* default 1, at most MODEL_MAX_SEQUENCES */
     dp_sequence_config sequences[MODEL_MAX_SEQUENCES]; /* shape filled in from the model; index and type: as you like */
     bool dense[MODEL_MAX_SEQUENCES]; /* all layers of the sequence are always dense: it needs no index */
+    bool f32_steps; /* decoding multiplies by the weights in f32, as prompts do, not by those in int8 (linear.h) */
     model_attention_fn attention; /* NULL: model_attention */
     void *user;
 } model_context_config;

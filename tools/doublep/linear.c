@@ -1,6 +1,8 @@
 /* linear.c: see linear.h. */
 #include "linear.h"
 
+#include <float.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,27 +11,42 @@
 
 #include <oneapi/dnnl/dnnl.h>
 
-/* The layout is asked for with so many rows; oneDNN's answer for one row is the same, and one copy must do for both. */
-enum { LAYOUT_ROWS = 512 };
+#include "index/quantise.h"
+
+/* The layouts are asked for with so many rows; oneDNN's answer for one row of f32 is the same. */
+static const size_t layout_rows[] = {512, 2};
 
 /* Shapes of one model times the batch sizes in use: a chunk, its remainders, one token. The least recently used goes. */
 enum { MAX_PRODUCTS = 48 };
 
 enum { HUGE_PAGE = 2 << 20 };
 
-struct linear_weights {
-    size_t n_in, n_out, bytes;
+typedef enum weight_form { IN_F32, IN_BYTES, FORMS } weight_form;
+
+/* A matrix in the layout of a form. */
+typedef struct operand {
+    size_t bytes;
     void *data;
-    dnnl_memory_t memory;
+    dnnl_memory_t memory; /* NULL: none */
     dnnl_memory_desc_t layout;
+} operand;
+
+struct linear_weights {
+    size_t n_in, n_out;
+    operand w[FORMS];
+    float *step; /* [n_out] of the bytes */
 };
 
-/* A primitive with the memory objects of its operands; weights and rows are bound at each execution. */
+/* A primitive with the memory objects of its operands; weights and rows are bound at each execution. In bytes a row is two:
+ * the upper and the lower byte of its elements. */
 typedef struct product {
+    weight_form form;
     size_t n_in, n_out, rows;
     uint64_t last_use;
     dnnl_primitive_t primitive;
     dnnl_memory_t x, y;
+    int8_t *bytes;  /* [rows][2][n_in] */
+    int32_t *words; /* [rows][2][n_out] */
 } product;
 
 struct linear_executor {
@@ -66,27 +83,30 @@ static bool have_engine(char *error, size_t error_size)
     return check(the_engine_status, "creating the engine", error, error_size);
 }
 
-static dnnl_memory_desc_t matrix(size_t rows, size_t cols, size_t row_stride, size_t col_stride)
+static const dnnl_data_type_t operand_type[FORMS] = {dnnl_f32, dnnl_s8}, result_type[FORMS] = {dnnl_f32, dnnl_s32};
+
+static dnnl_memory_desc_t matrix(dnnl_data_type_t type, size_t rows, size_t cols, size_t row_stride, size_t col_stride)
 {
     const dnnl_dims_t dims = {(dnnl_dim_t)rows, (dnnl_dim_t)cols};
     const dnnl_dims_t strides = {(dnnl_dim_t)row_stride, (dnnl_dim_t)col_stride};
     dnnl_memory_desc_t desc;
     memset(&desc, 0, sizeof(desc));
-    dnnl_memory_desc_init_by_strides(&desc, 2, dims, dnnl_f32, strides);
+    dnnl_memory_desc_init_by_strides(&desc, 2, dims, type, strides);
     return desc;
 }
 
-/* A matmul of rows x n_in by weights; with layout = NULL oneDNN chooses one. */
-static dnnl_status_t describe(size_t rows, size_t n_in, size_t n_out,
-                              const dnnl_memory_desc_t *layout, dnnl_primitive_desc_t *desc)
+/* A matmul of rows x n_in by weights of a form; with layout = NULL oneDNN chooses one. */
+static dnnl_status_t describe(weight_form form, size_t rows, size_t n_in, size_t n_out, const dnnl_memory_desc_t *layout,
+                              dnnl_primitive_desc_t *desc)
 {
-    const dnnl_memory_desc_t x = matrix(rows, n_in, n_in, 1), y = matrix(rows, n_out, n_out, 1);
+    const dnnl_memory_desc_t x = matrix(operand_type[form], rows, n_in, n_in, 1);
+    const dnnl_memory_desc_t y = matrix(result_type[form], rows, n_out, n_out, 1);
     dnnl_memory_desc_t w;
     if (layout) {
         w = *layout;
     } else {
         const dnnl_dims_t dims = {(dnnl_dim_t)n_in, (dnnl_dim_t)n_out};
-        const dnnl_status_t status = dnnl_memory_desc_init_by_tag(&w, 2, dims, dnnl_f32, dnnl_format_tag_any);
+        const dnnl_status_t status = dnnl_memory_desc_init_by_tag(&w, 2, dims, operand_type[form], dnnl_format_tag_any);
         if (status != dnnl_success)
             return status;
     }
@@ -95,38 +115,39 @@ static dnnl_status_t describe(size_t rows, size_t n_in, size_t n_out,
     return status == dnnl_success ? dnnl_primitive_desc_create(desc, &operation, NULL, the_engine, NULL) : status;
 }
 
-static bool choose_layout(linear_weights *weights, char *error, size_t error_size)
+static bool choose_layout(linear_weights *weights, weight_form form, char *error, size_t error_size)
 {
+    operand *const w = &weights->w[form];
     dnnl_primitive_desc_t desc = NULL;
-    if (!check(describe(LAYOUT_ROWS, weights->n_in, weights->n_out, NULL, &desc), "choosing a layout",
-               error, error_size))
+    if (!check(describe(form, layout_rows[form], weights->n_in, weights->n_out, NULL, &desc), "choosing a layout", error,
+               error_size))
         return false;
-    weights->layout = *dnnl_primitive_desc_query_md(desc, dnnl_query_weights_md, 0);
-    weights->bytes = dnnl_memory_desc_get_size(&weights->layout);
+    w->layout = *dnnl_primitive_desc_query_md(desc, dnnl_query_weights_md, 0);
+    w->bytes = dnnl_memory_desc_get_size(&w->layout);
     dnnl_primitive_desc_destroy(desc);
     return true;
 }
 
-/* oneDNN's copy of w, in the chosen layout. */
-static bool reorder(linear_weights *weights, const float *w, char *error, size_t error_size)
+/* oneDNN's copy of a [n_out][n_in] matrix, in the chosen layout. */
+static bool reorder(linear_weights *weights, weight_form form, const void *w, char *error, size_t error_size)
 {
-    const dnnl_memory_desc_t plain = matrix(weights->n_in, weights->n_out, 1, weights->n_in);
+    operand *const to = &weights->w[form];
+    const dnnl_memory_desc_t plain = matrix(operand_type[form], weights->n_in, weights->n_out, 1, weights->n_in);
     dnnl_memory_t from = NULL;
     dnnl_primitive_desc_t desc = NULL;
     dnnl_primitive_t primitive = NULL;
     dnnl_stream_t stream = NULL;
     dnnl_status_t status = dnnl_memory_create(&from, &plain, the_engine, (void *)(uintptr_t)w);
     if (status == dnnl_success)
-        status = dnnl_memory_create(&weights->memory, &weights->layout, the_engine, weights->data);
+        status = dnnl_memory_create(&to->memory, &to->layout, the_engine, to->data);
     if (status == dnnl_success)
-        status = dnnl_reorder_primitive_desc_create(&desc, &plain, the_engine, &weights->layout, the_engine,
-                                                    NULL);
+        status = dnnl_reorder_primitive_desc_create(&desc, &plain, the_engine, &to->layout, the_engine, NULL);
     if (status == dnnl_success)
         status = dnnl_primitive_create(&primitive, desc);
     if (status == dnnl_success)
         status = dnnl_stream_create(&stream, the_engine, dnnl_stream_default_flags);
     if (status == dnnl_success) {
-        const dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, weights->memory}};
+        const dnnl_exec_arg_t args[] = {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to->memory}};
         status = dnnl_primitive_execute(primitive, stream, 2, args);
     }
     if (status == dnnl_success)
@@ -142,6 +163,48 @@ static bool reorder(linear_weights *weights, const float *w, char *error, size_t
     return check(status, "reordering weights", error, error_size);
 }
 
+/* The weights in a form, from a plain matrix of its type. */
+static bool store(linear_weights *weights, weight_form form, const void *w, char *error, size_t error_size)
+{
+    operand *const to = &weights->w[form];
+    if (!choose_layout(weights, form, error, error_size))
+        return false;
+    const size_t size = (to->bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    to->data = aligned_alloc(HUGE_PAGE, size);
+    if (!to->data) {
+        snprintf(error, error_size, "out of memory (%zu bytes of weights)", to->bytes);
+        return false;
+    }
+    madvise(to->data, size, MADV_HUGEPAGE); /* fewer TLB misses where the kernel has them; no matter if not */
+    return reorder(weights, form, w, error, error_size);
+}
+
+/* Whether oneDNN multiplies signed bytes exactly and fast: without VNNI it saturates, or takes its reference code. */
+static bool multiplies_bytes(void)
+{
+    const int isa = (int)dnnl_get_effective_cpu_isa(), wanted[] = {dnnl_cpu_isa_avx512_core_vnni, dnnl_cpu_isa_avx2_vnni};
+    return (isa & wanted[0]) == wanted[0] || (isa & wanted[1]) == wanted[1];
+}
+
+/* The weights in bytes, each output's in units of a step of its own; left out where some are not finite. */
+static bool store_bytes(linear_weights *weights, const float *w, char *error, size_t error_size)
+{
+    int8_t *const bytes = malloc(weights->n_in * weights->n_out);
+    bool finite = true, done = false;
+    weights->step = malloc(weights->n_out * sizeof(*weights->step));
+    if (!bytes || !weights->step) {
+        snprintf(error, error_size, "out of memory");
+    } else {
+        for (size_t i = 0; i < weights->n_out; i++) {
+            weights->step[i] = dp_quantise(w + i * weights->n_in, weights->n_in, bytes + i * weights->n_in);
+            finite = finite && isfinite(weights->step[i]);
+        }
+        done = !finite || store(weights, IN_BYTES, bytes, error, error_size);
+    }
+    free(bytes);
+    return done;
+}
+
 linear_weights *linear_weights_create(size_t n_in, size_t n_out, const float *w, char *error, size_t error_size)
 {
     linear_weights *const weights = calloc(1, sizeof(*weights));
@@ -151,19 +214,9 @@ linear_weights *linear_weights_create(size_t n_in, size_t n_out, const float *w,
     }
     weights->n_in = n_in;
     weights->n_out = n_out;
-    if (!have_engine(error, error_size) || !choose_layout(weights, error, error_size))
-        goto fail;
-    const size_t size = (weights->bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    weights->data = aligned_alloc(HUGE_PAGE, size);
-    if (!weights->data) {
-        snprintf(error, error_size, "out of memory (%zu bytes of weights)", weights->bytes);
-        goto fail;
-    }
-    madvise(weights->data, size, MADV_HUGEPAGE); /* fewer TLB misses where the kernel has them; no matter if not */
-    if (!reorder(weights, w, error, error_size))
-        goto fail;
-    return weights;
-fail:
+    if (have_engine(error, error_size) && store(weights, IN_F32, w, error, error_size) &&
+        (!multiplies_bytes() || store_bytes(weights, w, error, error_size)))
+        return weights;
     linear_weights_free(weights);
     return NULL;
 }
@@ -172,15 +225,18 @@ void linear_weights_free(linear_weights *weights)
 {
     if (!weights)
         return;
-    if (weights->memory)
-        dnnl_memory_destroy(weights->memory);
-    free(weights->data);
+    for (int form = 0; form < FORMS; form++) {
+        if (weights->w[form].memory)
+            dnnl_memory_destroy(weights->w[form].memory);
+        free(weights->w[form].data);
+    }
+    free(weights->step);
     free(weights);
 }
 
 size_t linear_weights_bytes(const linear_weights *weights)
 {
-    return weights->bytes;
+    return weights->w[IN_F32].bytes + weights->w[IN_BYTES].bytes;
 }
 
 linear_executor *linear_executor_create(char *error, size_t error_size)
@@ -207,6 +263,8 @@ static void product_free(product *p)
         dnnl_memory_destroy(p->x);
     if (p->y)
         dnnl_memory_destroy(p->y);
+    free(p->bytes);
+    free(p->words);
     memset(p, 0, sizeof(*p));
 }
 
@@ -221,41 +279,46 @@ void linear_executor_free(linear_executor *executor)
     free(executor);
 }
 
-static bool product_create(product *p, const linear_weights *weights, size_t rows, char *error,
+static bool product_create(product *p, const linear_weights *weights, weight_form form, size_t rows, char *error,
                            size_t error_size)
 {
+    const size_t parts = form == IN_BYTES ? 2 : 1, n_in = weights->n_in, n_out = weights->n_out;
+    *p = (product){.form = form, .n_in = n_in, .n_out = n_out, .rows = rows};
+    if (form == IN_BYTES) {
+        p->bytes = malloc(parts * rows * n_in);
+        p->words = malloc(parts * rows * n_out * sizeof(*p->words));
+        if (!p->bytes || !p->words)
+            return check(dnnl_out_of_memory, "rows in bytes", error, error_size);
+    }
     dnnl_primitive_desc_t desc = NULL;
-    dnnl_status_t status = describe(rows, weights->n_in, weights->n_out, &weights->layout, &desc);
+    dnnl_status_t status = describe(form, parts * rows, n_in, n_out, &weights->w[form].layout, &desc);
     if (status == dnnl_success)
         status = dnnl_primitive_create(&p->primitive, desc);
     if (desc)
         dnnl_primitive_desc_destroy(desc);
-    const dnnl_memory_desc_t x = matrix(rows, weights->n_in, weights->n_in, 1);
-    const dnnl_memory_desc_t y = matrix(rows, weights->n_out, weights->n_out, 1);
+    const dnnl_memory_desc_t x = matrix(operand_type[form], parts * rows, n_in, n_in, 1);
+    const dnnl_memory_desc_t y = matrix(result_type[form], parts * rows, n_out, n_out, 1);
     if (status == dnnl_success)
         status = dnnl_memory_create(&p->x, &x, the_engine, DNNL_MEMORY_NONE);
     if (status == dnnl_success)
         status = dnnl_memory_create(&p->y, &y, the_engine, DNNL_MEMORY_NONE);
-    p->n_in = weights->n_in;
-    p->n_out = weights->n_out;
-    p->rows = rows;
     return check(status, "matmul", error, error_size);
 }
 
 /* The primitive for a shape, made where it is missing; NULL and a message on failure. */
-static product *find_product(linear_executor *executor, const linear_weights *weights, size_t rows, char *error,
-                             size_t error_size)
+static product *find_product(linear_executor *executor, const linear_weights *weights, weight_form form, size_t rows,
+                             char *error, size_t error_size)
 {
     product *oldest = &executor->products[0];
     for (size_t i = 0; i < executor->n_products; i++) {
         product *const p = &executor->products[i];
-        if (p->rows == rows && p->n_in == weights->n_in && p->n_out == weights->n_out)
+        if (p->form == form && p->rows == rows && p->n_in == weights->n_in && p->n_out == weights->n_out)
             return p;
         if (p->last_use < oldest->last_use)
             oldest = p;
     }
-    product made = {0};
-    if (!product_create(&made, weights, rows, error, error_size)) {
+    product made;
+    if (!product_create(&made, weights, form, rows, error, error_size)) {
         product_free(&made);
         return NULL;
     }
@@ -266,27 +329,77 @@ static product *find_product(linear_executor *executor, const linear_weights *we
     return slot;
 }
 
-bool linear_execute(linear_executor *executor, const linear_weights *weights, size_t rows, const float *x, float *y,
-                    char *error, size_t error_size)
+static bool multiply(const linear_executor *executor, const linear_weights *weights, const product *p, const void *x,
+                     void *y, char *error, size_t error_size)
 {
-    if (rows == 0)
-        return true;
-    product *const p = find_product(executor, weights, rows, error, error_size);
-    if (!p)
-        return false;
-    p->last_use = ++executor->uses;
     dnnl_status_t status = dnnl_memory_set_data_handle(p->x, (void *)(uintptr_t)x);
     if (status == dnnl_success)
         status = dnnl_memory_set_data_handle(p->y, y);
     if (status == dnnl_success) {
         const dnnl_exec_arg_t args[] = {
-            {DNNL_ARG_SRC, p->x}, {DNNL_ARG_WEIGHTS, weights->memory}, {DNNL_ARG_DST, p->y}};
+            {DNNL_ARG_SRC, p->x}, {DNNL_ARG_WEIGHTS, weights->w[p->form].memory}, {DNNL_ARG_DST, p->y}};
         status = dnnl_primitive_execute(p->primitive, executor->stream, 3, args);
     }
     if (status == dnnl_success)
         status = dnnl_stream_wait(executor->stream);
-    executor->flops += 2 * (uint64_t)rows * weights->n_in * weights->n_out;
     return check(status, "matmul", error, error_size);
+}
+
+/* x[i] = unit (256 upper[i] + lower[i]), to the nearest; returns the unit. */
+static float split_row(const float *x, size_t n, int8_t *upper, int8_t *lower)
+{
+    float largest = 0;
+    for (size_t i = 0; i < n; i++)
+        largest = fmaxf(largest, fabsf(x[i]));
+    const float unit = largest / (127 * 256), inverse = unit >= FLT_MIN ? 1 / unit : 0;
+    for (size_t i = 0; i < n; i++) {
+        const long whole = lrintf(x[i] * inverse), high = (whole + 128) >> 8;
+        upper[i] = (int8_t)high;
+        lower[i] = (int8_t)(whole - 256 * high);
+    }
+    return unit;
+}
+
+static bool multiply_bytes(const linear_executor *executor, const linear_weights *weights, const product *p,
+                           const float *x, float *y, char *error, size_t error_size)
+{
+    const size_t n_in = p->n_in, n_out = p->n_out;
+    for (size_t r = 0; r < p->rows; r++) {
+        int8_t *const bytes = p->bytes + 2 * r * n_in;
+        y[r * n_out] = split_row(x + r * n_in, n_in, bytes, bytes + n_in); /* kept there meanwhile */
+    }
+    if (!multiply(executor, weights, p, p->bytes, p->words, error, error_size))
+        return false;
+    for (size_t r = 0; r < p->rows; r++) {
+        const int32_t *const upper = p->words + 2 * r * n_out, *const lower = upper + n_out;
+        const float unit = y[r * n_out];
+        for (size_t i = 0; i < n_out; i++)
+            y[r * n_out + i] = unit * weights->step[i] * (256.0f * (float)upper[i] + (float)lower[i]);
+    }
+    return true;
+}
+
+static bool all_finite(const float *x, size_t n)
+{
+    float sum = 0; /* of zeros */
+    for (size_t i = 0; i < n; i++)
+        sum += x[i] * 0.0f;
+    return sum == 0;
+}
+
+bool linear_execute(linear_executor *executor, const linear_weights *weights, bool in_bytes, size_t rows, const float *x,
+                    float *y, char *error, size_t error_size)
+{
+    if (rows == 0)
+        return true;
+    const weight_form form = in_bytes && weights->w[IN_BYTES].memory && all_finite(x, rows * weights->n_in) ? IN_BYTES : IN_F32;
+    product *const p = find_product(executor, weights, form, rows, error, error_size);
+    if (!p)
+        return false;
+    p->last_use = ++executor->uses;
+    executor->flops += 2 * (uint64_t)rows * weights->n_in * weights->n_out;
+    return form == IN_BYTES ? multiply_bytes(executor, weights, p, x, y, error, error_size)
+                            : multiply(executor, weights, p, x, y, error, error_size);
 }
 
 uint64_t linear_executor_flops(const linear_executor *executor)
