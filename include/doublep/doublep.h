@@ -303,7 +303,7 @@ DP_API void dp_borrowed_rows_init(dp_borrowed_rows *rows);
 DP_API dp_status dp_borrow(dp_sequence *sequence, uint32_t layer, const dp_borrowed_rows *rows);
 
 /* Rows of tokens from .. to - 1 have changed, in one layer, or in all where layer is DP_ALL_LAYERS. Right at once: clusters
- * of the segments with such tokens (up to segment_tokens of them each) are given up, and all tokens of these are read
+ * of the segments with such tokens (as many as a segment has there) are given up, and all tokens of these are read
  * exactly, until they are clustered anew: all by the next long append (a prompt's), or by dp_build_index; or one segment,
  * of one KV head, by each short append. Allocates nothing. The statistics of the queries stay.
  * Errors: DP_ERR_INVALID (the sequence keeps its own rows, layer out of range, from > to, a layer with fewer tokens). */

@@ -182,8 +182,8 @@ static bool store(linear_weights *weights, weight_form form, const void *w, char
 /* Whether oneDNN multiplies signed bytes exactly and fast: without VNNI it saturates, or takes its reference code. */
 static bool multiplies_bytes(void)
 {
-    const int isa = (int)dnnl_get_effective_cpu_isa(), wanted[] = {dnnl_cpu_isa_avx512_core_vnni, dnnl_cpu_isa_avx2_vnni};
-    return (isa & wanted[0]) == wanted[0] || (isa & wanted[1]) == wanted[1];
+    const int isa = (int)dnnl_get_effective_cpu_isa();
+    return (isa & dnnl_cpu_isa_avx512_core_vnni) == dnnl_cpu_isa_avx512_core_vnni;
 }
 
 /* The weights in bytes, each output's in units of a step of its own; left out where some are not finite. */

@@ -1,4 +1,4 @@
-/* model.h: a Llama-architecture model, loaded from a GGUF file: its shape, tokenizer and weights, expanded to f32.
+/* model.h: a Llama-architecture model, loaded from a GGUF file: its shape, tokenizer and weights (linear.h), expanded to f32.
  *
  * What is supported: RMSNorm, rotary embedding of interleaved pairs (linear scaling, and the per-pair factors of
  * Llama 3), grouped-query attention, SwiGLU, tied and untied output. A file that asks for more is refused at load, with
