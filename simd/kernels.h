@@ -176,8 +176,8 @@ typedef float (*dp_sum_at_least_fn)(const float *rank, const float *value, size_
  * Nearest centroid by squared distance: half_norm = |c|^2 / 2. *best receives the largest difference (-Inf if none). */
 typedef size_t (*dp_nearest_fn)(const float *dot, const float *half_norm, size_t n, float *best);
 
-/* The same of (scale * step[i]) * dot[i] - half_norm[i], for products of bytes. NULL where the CPU has no instruction that
- * multiplies signed bytes exactly (oneDNN would saturate, or be slow): only for such CPUs there is a form. */
+/* The same of scale * (step[i] * dot[i]) - half_norm[i], for products of bytes. NULL but with AVX512-VNNI: elsewhere oneDNN's
+ * product of signed bytes saturates, or is slow. |dot| < 2^24. */
 typedef size_t (*dp_nearest_in_bytes_fn)(const int32_t *dot, const float *step, const float *half_norm, float scale, size_t n);
 
 /* y[i] += a * x[i]. */

@@ -152,9 +152,9 @@ void dp_avx512_init_signs(dp_kernels *k);
 void dp_avx512_init_rows(dp_kernels *k);
 void dp_avx512_init_softmax(dp_kernels *k);
 void dp_avx512_init_select(dp_kernels *k);
-
-/* select.c, for CPUs with VNNI. */
-size_t dp_avx512_nearest_in_bytes(const int32_t *dot, const float *step, const float *half_norm, float scale, size_t n);
 void dp_avx512_init_dense(dp_kernels *k);
+
+/* select.c: the entry of CPUs with VNNI. */
+size_t dp_avx512_nearest_in_bytes(const int32_t *dot, const float *step, const float *half_norm, float scale, size_t n);
 
 #endif

@@ -126,9 +126,10 @@ size_t dp_avx512_nearest_in_bytes(const int32_t *dot, const float *step, const f
     lanes found = start_lanes();
     for (size_t i = 0; i < n; i += 16) {
         const __mmask16 mask = dp_mask16(n - i);
-        const __m512 unit = _mm512_mul_ps(_mm512_set1_ps(scale), _mm512_maskz_loadu_ps(mask, step + i));
-        const __m512 product = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(mask, dot + i));
-        found = better_lanes(found, mask, _mm512_fmsub_ps(unit, product, _mm512_maskz_loadu_ps(mask, half_norm + i)), i);
+        const __m512 product = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, step + i),
+                                             _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(mask, dot + i)));
+        const __m512 norm = _mm512_maskz_loadu_ps(mask, half_norm + i);
+        found = better_lanes(found, mask, _mm512_fmsub_ps(_mm512_set1_ps(scale), product, norm), i);
     }
     float best;
     return best_lane(found, &best);

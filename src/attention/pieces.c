@@ -172,9 +172,6 @@ static uint32_t add_wanted(const dp_row_format *f, dp_head_step *h, const dp_seg
     return all;
 }
 
-/* Of a cluster with one of these, tokens are read. */
-enum { SELECT_READ = SELECT_REFINE | SELECT_SCAN };
-
 /* What is read of a cluster that is refined or scanned; returns whether its mean value stands for the rest. */
 static bool add_refined(const dp_row_format *f, dp_head_step *h, const dp_segment *segment, uint32_t cluster,
                         uint8_t flags, const uint8_t *wanted)
@@ -192,14 +189,6 @@ static bool add_refined(const dp_row_format *f, dp_head_step *h, const dp_segmen
     return flags & SELECT_ESTIMATE && read < size;
 }
 
-/* Whether nothing of eight clusters is read: so it is with most. */
-static bool only_estimated(const uint8_t *flags)
-{
-    uint64_t eight;
-    memcpy(&eight, flags, sizeof eight);
-    return !(eight & SELECT_READ * 0x0101010101010101u);
-}
-
 void dp_pieces_selected(const dp_step *step, dp_head_step *h)
 {
     const dp_row_format *const f = &step->sequence->format;
@@ -211,18 +200,15 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
         const dp_segment *const segment = &h->head->segments[s];
         const uint8_t *const flags = h->flags + position, *const wanted = h->wanted + token;
         h->estimates[s] = (dp_estimates){.first = n_estimated, .position = (uint32_t)position};
-        for (uint32_t c = 0; c < segment->n_clusters; c++) {
-            for (; c + 8 <= segment->n_clusters && only_estimated(flags + c); c += 8)
-                for (uint32_t i = 0; i < 8; i++) {
-                    estimated[n_estimated] = (uint16_t)(c + i);
-                    n_estimated += flags[c + i] & SELECT_ESTIMATE;
-                }
-            if (c == segment->n_clusters) break;
-            bool counts = flags[c] & SELECT_ESTIMATE;
-            if (flags[c] & SELECT_READ)
-                counts = add_refined(f, h, segment, c, flags[c], wanted + segment->offset[c]);
-            estimated[n_estimated] = (uint16_t)c;
-            n_estimated += counts;
+        for (uint32_t c = 0, n; c < segment->n_clusters; c += n) {
+            n = c + 8 <= segment->n_clusters && !dp_any_of_8(flags + c, SELECT_READ) ? 8 : 1;
+            for (uint32_t i = c; i < c + n; i++) {
+                bool counts = flags[i] & SELECT_ESTIMATE;
+                if (n == 1 && flags[i] & SELECT_READ)
+                    counts = add_refined(f, h, segment, i, flags[i], wanted + segment->offset[i]);
+                estimated[n_estimated] = (uint16_t)i;
+                n_estimated += counts;
+            }
         }
         if (dp_segment_stale(segment)) continue;
         token += segment->n_tokens;

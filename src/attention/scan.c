@@ -76,14 +76,6 @@ static void tabulate_query(const dp_step *step, dp_head_step *h, size_t row)
     h->sign_error[row] = SIGN_ERROR * sqrtf(h->variance[row]);
 }
 
-/* Whether any of eight flags has the bit: most clusters are passed over so. */
-static bool any_of_8(const uint8_t *flags, uint8_t bit)
-{
-    uint64_t eight;
-    memcpy(&eight, flags, sizeof eight);
-    return (eight & 0x0101010101010101u * bit) != 0;
-}
-
 /* The logit that a soft cap, if there is one, makes this one of. */
 static float uncapped(float logit, float cap)
 {
@@ -98,7 +90,7 @@ void dp_scan_plan(const dp_step *step, dp_head_step *h)
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const dp_segment *const segment = &h->head->segments[s];
         for (uint32_t c = 0; c < segment->n_clusters; c++) {
-            if (c % 8 == 0 && !any_of_8(h->flags + position + c, SELECT_LOOK)) {
+            if (c % 8 == 0 && !dp_any_of_8(h->flags + position + c, SELECT_LOOK)) {
                 c += 7;
                 continue;
             }

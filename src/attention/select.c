@@ -120,7 +120,8 @@ static float look_cost(const dp_row_format *f)
     return (signs + 0.25f * codes) / (float)(f->key_bytes + f->value_bytes);
 }
 
-/* Errors by cost, in rows: the tokens of a cluster, or, where it is looked at, about one that is read. */
+/* Errors by cost, in rows: 1 for a single token, read + look * tokens for more, of which about one is read where codes are
+ * looked at. */
 static void rank_clusters(const dp_step *step, const dp_segment *segment, const float *restrict joint,
                           float *restrict rank)
 {
@@ -130,7 +131,7 @@ static void rank_clusters(const dp_step *step, const dp_segment *segment, const 
     const size_t n = segment->n_clusters;
     for (size_t c = 0; c < n; c++) {
         const int32_t tokens = (int32_t)(offset[c + 1] - offset[c]);
-        const float several = (float)(tokens > 1); /* a factor, as compilers do not vectorise a condition */
+        const float several = (float)(tokens > 1); /* a factor: a condition on the divisor would not be vectorised */
         rank[c] = joint[c] / (1.0f + several * (read - 1.0f + look * (float)tokens));
     }
     for (size_t i = n; i < (size_t)segment->n_panels * DP_PANEL; i++) rank[i] = 0.0f;

@@ -5,6 +5,7 @@
 #define DP_ATTENTION_STEP_H
 
 #include <stdbool.h>
+#include <string.h>
 
 #include "kv/sequence.h"
 #include "memory/scratch.h"
@@ -98,7 +99,15 @@ typedef struct dp_head_step {
 /* A cluster that is kept contributes by its mean value; SELECT_REFINE: by all its tokens instead. SELECT_LOOK: a scan looks
  * whether any of its tokens may matter, and if so sets SELECT_SCAN: the cluster contributes by those of its tokens that do,
  * and by its mean value for the rest. */
-enum { SELECT_ESTIMATE = 1, SELECT_REFINE = 2, SELECT_LOOK = 4, SELECT_SCAN = 8 };
+enum { SELECT_ESTIMATE = 1, SELECT_REFINE = 2, SELECT_LOOK = 4, SELECT_SCAN = 8, SELECT_READ = SELECT_REFINE | SELECT_SCAN };
+
+/* Whether any of eight clusters has one of these flags: most clusters are passed over so. */
+static inline bool dp_any_of_8(const uint8_t *flags, uint8_t bits)
+{
+    uint64_t eight;
+    memcpy(&eight, flags, sizeof eight);
+    return (eight & 0x0101010101010101u * bits) != 0;
+}
 
 typedef struct dp_step {
     dp_runtime *runtime;

@@ -17,7 +17,8 @@ void dp_kmeans_carve(dp_kmeans *p, dp_scratch *scratch)
     p->directions = dp_scratch_take(scratch, p->n_means * p->dim * sizeof *p->directions);
     p->half_norm = dp_scratch_take(scratch, p->n_means * sizeof *p->half_norm);
     p->products = dp_scratch_take(scratch, DP_KMEANS_BLOCK * p->n_means * sizeof *p->products);
-    const size_t bytes = p->kernels->nearest_in_bytes ? 1 : 0;
+    p->in_bytes = p->kernels->nearest_in_bytes && dp_onednn_multiplies_bytes();
+    const size_t bytes = p->in_bytes ? 1 : 0;
     p->x_bytes = dp_scratch_take(scratch, bytes * p->n * p->dim);
     p->c_bytes = dp_scratch_take(scratch, bytes * p->n_means * p->dim);
     p->x_step = dp_scratch_take(scratch, bytes * p->n * sizeof *p->x_step);
@@ -73,14 +74,12 @@ static bool nearest_of_bytes(const dp_kmeans *p, size_t first, size_t n, uint32_
 static bool assign(dp_kmeans *p, bool *changed)
 {
     const float *const c = comparands(p);
-    const bool in_bytes = p->kernels->nearest_in_bytes != NULL;
-    for (size_t j = 0; in_bytes && j < p->n_means; j++)
-        p->c_step[j] = dp_quantise(c + j * p->dim, p->dim, p->c_bytes + j * p->dim);
+    if (p->in_bytes) dp_quantise_rows(c, p->n_means, p->dim, p->c_bytes, p->c_step);
     *changed = false;
     for (size_t first = 0; first < p->n; first += DP_KMEANS_BLOCK) {
         const size_t n = p->n - first < DP_KMEANS_BLOCK ? p->n - first : DP_KMEANS_BLOCK;
         uint32_t cluster[DP_KMEANS_BLOCK];
-        if (!(in_bytes ? nearest_of_bytes(p, first, n, cluster) : nearest_of_block(p, c, first, n, cluster))) return false;
+        if (!(p->in_bytes ? nearest_of_bytes(p, first, n, cluster) : nearest_of_block(p, c, first, n, cluster))) return false;
         *changed |= memcmp(p->assignment + first, cluster, n * sizeof *cluster) != 0;
         memcpy(p->assignment + first, cluster, n * sizeof *cluster);
     }
@@ -116,8 +115,7 @@ bool dp_kmeans_run(dp_kmeans *p)
         memcpy(p->centroids + j * p->dim, p->x + (2 * j + 1) * p->n / (2 * p->n_means) * p->dim,
                p->dim * sizeof *p->centroids);
     memset(p->assignment, 0xff, p->n * sizeof *p->assignment);
-    for (size_t i = 0; p->kernels->nearest_in_bytes && i < p->n; i++)
-        p->x_step[i] = dp_quantise(p->x + i * p->dim, p->dim, p->x_bytes + i * p->dim);
+    if (p->in_bytes) dp_quantise_rows(p->x, p->n, p->dim, p->x_bytes, p->x_step);
     bool changed = true;
     for (uint32_t i = 0; i < p->iterations && changed; i++) {
         if (!assign(p, &changed)) return false;

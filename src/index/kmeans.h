@@ -1,8 +1,9 @@
 /* k-means over the keys of one segment. Deterministic: strided starts, sums in token order, ties to the lower number.
  *
  * Points and centroids meet as bytes where the CPU multiplies those exactly: a step of 1/127 of a vector's largest element
- * moves a distance by less than what decides between two clusters, and four products are done in the time of one (inertia
- * 0.02 % larger, the whole index in half the time). Means and distances are of the points as they are. */
+ * moves distances by less than what mostly decides between two clusters, and four products are done in the time of one
+ * (on `bench_index`'s keys inertia is 0.02 % larger, the whole index takes half the time). Means and distances are of the
+ * points as they are. */
 #ifndef DP_INDEX_KMEANS_H
 #define DP_INDEX_KMEANS_H
 
@@ -28,8 +29,11 @@ typedef struct dp_kmeans {
     float *directions;    /* [n_means][dim] normalised centroids, spherical only */
     float *half_norm;     /* [n_means] */
     float *products;      /* [DP_KMEANS_BLOCK][n_means], or int32_t in the same place */
-    int8_t *x_bytes, *c_bytes; /* [n][dim], [n_means][dim] points and what they are compared with, in units of */
-    float *x_step, *c_step;    /* [n], [n_means] */
+    bool in_bytes;
+    int8_t *x_bytes;      /* [n][dim] the points and */
+    int8_t *c_bytes;      /* [n_means][dim] what they are compared with, in units of */
+    float *x_step;        /* [n] and */
+    float *c_step;        /* [n_means] */
     float *difference;    /* [dim] */
 } dp_kmeans;
 

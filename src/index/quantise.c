@@ -2,10 +2,11 @@
 #include "index/quantise.h"
 
 #include <math.h>
+#include <oneapi/dnnl/dnnl.h>
 #include <string.h>
 
-/* The largest magnitude, by its bits, which are in the order of magnitudes: Inf and NaN are above all others. */
-static float largest_magnitude(const float *x, size_t n)
+/* By bits, which are in the order of magnitudes: Inf and NaN are above all others. */
+float dp_largest_magnitude(const float *x, size_t n)
 {
     uint32_t largest = 0;
     for (size_t j = 0; j < n; j++) {
@@ -19,16 +20,26 @@ static float largest_magnitude(const float *x, size_t n)
     return magnitude;
 }
 
-float dp_quantise(const float *x, size_t n, int8_t *rounded)
+static const float whole = 12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest whole number */
+
+float dp_quantise(const float *restrict x, size_t n, int8_t *restrict rounded)
 {
-    const float largest = largest_magnitude(x, n), step = largest / 127.0f, inverse = step > 0 ? 1.0f / step : 0.0f;
+    const float largest = dp_largest_magnitude(x, n), step = largest / 127.0f, inverse = step > 0 ? 1.0f / step : 0.0f;
     if (!isfinite(largest) || !isfinite(inverse)) {
         memset(rounded, 0, n);
         return isfinite(largest) ? 0.0f : NAN;
     }
-    for (size_t j = 0; j < n; j++) {
-        static const float whole = 12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest whole number */
-        rounded[j] = (int8_t)(int32_t)((x[j] * inverse + whole) - whole);
-    }
+    for (size_t j = 0; j < n; j++) rounded[j] = (int8_t)(int32_t)((x[j] * inverse + whole) - whole);
     return step;
+}
+
+void dp_quantise_rows(const float *x, size_t n_rows, size_t n, int8_t *rounded, float *steps)
+{
+    for (size_t r = 0; r < n_rows; r++) steps[r] = dp_quantise(x + r * n, n, rounded + r * n);
+}
+
+bool dp_onednn_multiplies_bytes(void)
+{
+    const int isa = (int)dnnl_get_effective_cpu_isa();
+    return (isa & dnnl_cpu_isa_avx512_core_vnni) == dnnl_cpu_isa_avx512_core_vnni;
 }

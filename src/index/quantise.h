@@ -2,10 +2,22 @@
 #ifndef DP_INDEX_QUANTISE_H
 #define DP_INDEX_QUANTISE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-/* Rounds to int8 in units of the returned step: the largest magnitude is 127. NaN where a number is not finite. */
-float dp_quantise(const float *x, size_t n, int8_t *rounded);
+/* The largest magnitude; Inf or NaN where a number is not finite. */
+float dp_largest_magnitude(const float *x, size_t n);
+
+/* Rounds to int8 in units of the returned step: the largest magnitude is 127. The step is NaN where a number is not finite,
+ * and 0 where all are so small that 1 / step is not; then all bytes are 0. */
+float dp_quantise(const float *restrict x, size_t n, int8_t *restrict rounded);
+
+/* The same row by row. */
+void dp_quantise_rows(const float *x, size_t n_rows, size_t n, int8_t *rounded, float *steps);
+
+/* Whether oneDNN, as it is set up, multiplies signed bytes exactly and fast: without VNNI it saturates, or takes its reference
+ * code. */
+bool dp_onednn_multiplies_bytes(void);
 
 #endif

@@ -143,7 +143,7 @@ START_TEST(committed_model_continues_as_the_original)
 END_TEST
 
 /* A prompt cut anywhere, and the same tokens decoded one by one or a few at a time, must end in the same logits; with the
- * weights in bytes in such as differ by a few hundredths of what logits are (8.7 in the mean square). */
+ * weights in bytes in such as differ by a few hundredths of what logits are (8.7 in the root mean square). */
 START_TEST(chunks_and_steps_agree)
 {
     static const size_t prefilled[] = {578, 577, 500, 540, 1};

@@ -187,7 +187,7 @@ START_TEST(products_are_within_their_bounds)
     static float w[MAX_OUT * MAX_IN], x[MAX_ROWS * MAX_IN], y[MAX_ROWS * MAX_OUT];
     const size_t n_in = shapes[_i][0], n_out = shapes[_i][1], rows = shapes[_i][2];
     char error[256];
-    for (int contents = 0; contents < 4; contents++) { /* ordinary, an outlier, zeros, not finite */
+    for (int contents = 0; contents < 5; contents++) { /* ordinary, an outlier, zeros, x and w not finite */
         for (size_t i = 0; i < n_in * n_out; i++)
             w[i] = contents == 2 ? 0 : random_float();
         for (size_t i = 0; i < rows * n_in; i++)
@@ -196,6 +196,8 @@ START_TEST(products_are_within_their_bounds)
             w[n_in * n_out / 2] = 1e4f, x[rows * n_in - 1] = -3e3f;
         if (contents == 3)
             x[0] = NAN;
+        if (contents == 4)
+            w[0] = INFINITY; /* no weights in bytes */
         linear_weights *const weights = linear_weights_create(n_in, n_out, w, error, sizeof(error));
         linear_executor *const executor = linear_executor_create(error, sizeof(error));
         ck_assert_msg(weights && executor, "%s", error);
@@ -212,10 +214,10 @@ START_TEST(products_are_within_their_bounds)
                         top_x = fmax(top_x, fabs(a));
                         top_w = fmax(top_w, fabs(b));
                     }
-                    const double bound = in_bytes ? top_w * (sum_of_x / 250 + (double)n_in * top_x / 65000)
+                    const double bound = in_bytes && contents < 4 ? top_w * (sum_of_x / 250 + (double)n_in * top_x / 65000)
                                                   : 1e-6 * (double)n_in * top_w * top_x;
                     const double got = (double)y[r * n_out + o];
-                    ck_assert_msg(sum != sum ? got != got : fabs(got - sum) <= bound,
+                    ck_assert_msg(sum != sum ? got != got : isinf(sum) ? got == sum : fabs(got - sum) <= bound,
                                   "bytes %d, contents %d, row %zu: output %zu is %g, must be %g to %g", in_bytes, contents, r,
                                   o, got, sum, bound);
                 }

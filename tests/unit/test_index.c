@@ -2,7 +2,9 @@
 #include <math.h>
 #include <string.h>
 
+#include "index/kmeans.h"
 #include "kv/sequence.h"
+#include "runtime/structs.h"
 #include "unit.h"
 
 static float bf16(uint16_t bits)
@@ -383,6 +385,55 @@ START_TEST(degenerate_keys)
 }
 END_TEST
 
+static dp_kmeans clustered(const dp_kernels *kernels, const float *x, size_t n, uint32_t iterations, dp_clustering clustering,
+                           dp_scratch *scratch)
+{
+    dp_kmeans p = {.kernels = kernels, .n = n, .dim = 64, .n_means = 25, .iterations = iterations, .clustering = clustering};
+    *scratch = (dp_scratch){0};
+    dp_kmeans_carve(&p, scratch);
+    *scratch = (dp_scratch){.base = aligned_alloc(64, scratch->used + 64), .bytes = scratch->used + 64};
+    dp_kmeans_carve(&p, scratch);
+    memcpy(p.x, x, n * p.dim * sizeof *x);
+    ck_assert(dp_kmeans_run(&p));
+    return p;
+}
+
+/* Points and centroids compared as bytes, where the machine does so, against f32: blocks and a remainder. */
+START_TEST(bytes_cluster_as_floats_do)
+{
+    enum { N = 700, DIM = 64 };
+    rng r = {23};
+    float *const x = malloc(N * DIM * sizeof *x);
+    for (size_t i = 0; i < N; i++) {
+        const float size = powf(2.0f, 8.0f * rng_uniform(&r)); /* steps of the points' own */
+        for (size_t j = 0; j < DIM; j++) x[i * DIM + j] = size * rng_normal(&r);
+    }
+    dp_runtime *const rt = runtime_with(1, DP_ISA_AUTO);
+    dp_kernels floats = rt->kernels;
+    floats.nearest_in_bytes = NULL;
+    const dp_clustering clustering = _i ? DP_CLUSTERING_SPHERICAL : DP_CLUSTERING_L2;
+    for (uint32_t iterations = 1; iterations <= 8; iterations += 7) {
+        dp_scratch scratch[2];
+        const dp_kmeans a = clustered(&rt->kernels, x, N, iterations, clustering, &scratch[0]);
+        const dp_kmeans b = clustered(&floats, x, N, iterations, clustering, &scratch[1]);
+        ck_assert(!b.in_bytes);
+        size_t differ = 0;
+        double sum_a = 0, sum_b = 0;
+        for (size_t i = 0; i < N; i++) {
+            differ += a.assignment[i] != b.assignment[i];
+            sum_a += (double)a.distance[i];
+            sum_b += (double)b.distance[i];
+        }
+        if (iterations == 1) ck_assert_uint_le(differ, N / 50);
+        ck_assert_double_le(fabs(sum_a / sum_b - 1), 0.02);
+        free(scratch[0].base);
+        free(scratch[1].base);
+    }
+    free(x);
+    dp_runtime_free(rt);
+}
+END_TEST
+
 /* A layer that is dense for good has no index; once it is not, the next append makes one. */
 START_TEST(dense_layers_are_not_clustered)
 {
@@ -423,6 +474,7 @@ int main(void)
     tcase_add_loop_test(tc, clusters_grow_with_the_context, 0, 2);
     tcase_add_loop_test(slow, memory_stays_in_bounds, 0, 2);
     tcase_add_loop_test(tc, degenerate_keys, 0, 5);
+    tcase_add_loop_test(tc, bytes_cluster_as_floats_do, 0, 2);
     tcase_add_test(tc, dense_layers_are_not_clustered);
     suite_add_tcase(suite, tc);
     return run_suite(suite);

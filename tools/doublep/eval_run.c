@@ -285,7 +285,7 @@ eval_runner *eval_runner_create(const model *m, const eval_run_config *config, c
     c.runtime.n_threads = config->n_threads;
     c.runtime.pinning = config->pinning;
     c.chunk = config->chunk;
-    c.f32_steps = true; /* rows rounded to bytes differ a little more than attention does between exact methods */
+    c.f32_steps = true; /* rounding to bytes would make whole steps of last-bit differences */
     c.attention = attention;
     c.user = r;
     /* The sequence of the prefill stays unclustered as far as that goes. */

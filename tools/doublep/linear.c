@@ -13,15 +13,18 @@
 
 #include "index/quantise.h"
 
-/* The layouts are asked for with so many rows; oneDNN's answer for one row of f32 is the same. */
-static const size_t layout_rows[] = {512, 2};
-
 /* Shapes of one model times the batch sizes in use: a chunk, its remainders, one token. The least recently used goes. */
 enum { MAX_PRODUCTS = 48 };
 
 enum { HUGE_PAGE = 2 << 20 };
 
 typedef enum weight_form { IN_F32, IN_BYTES, FORMS } weight_form;
+
+/* The layouts are asked for with so many rows: in f32 oneDNN's answer for one is the same, in bytes one token's are two. */
+static const size_t layout_rows[FORMS] = {512, 2};
+
+/* Sums of more products of bytes than this could leave the range of int32. */
+enum { MOST_IN = 1 << 17 };
 
 /* A matrix in the layout of a form. */
 typedef struct operand {
@@ -179,13 +182,6 @@ static bool store(linear_weights *weights, weight_form form, const void *w, char
     return reorder(weights, form, w, error, error_size);
 }
 
-/* Whether oneDNN multiplies signed bytes exactly and fast: without VNNI it saturates, or takes its reference code. */
-static bool multiplies_bytes(void)
-{
-    const int isa = (int)dnnl_get_effective_cpu_isa();
-    return (isa & dnnl_cpu_isa_avx512_core_vnni) == dnnl_cpu_isa_avx512_core_vnni;
-}
-
 /* The weights in bytes, each output's in units of a step of its own; left out where some are not finite. */
 static bool store_bytes(linear_weights *weights, const float *w, char *error, size_t error_size)
 {
@@ -195,10 +191,9 @@ static bool store_bytes(linear_weights *weights, const float *w, char *error, si
     if (!bytes || !weights->step) {
         snprintf(error, error_size, "out of memory");
     } else {
-        for (size_t i = 0; i < weights->n_out; i++) {
-            weights->step[i] = dp_quantise(w + i * weights->n_in, weights->n_in, bytes + i * weights->n_in);
+        dp_quantise_rows(w, weights->n_out, weights->n_in, bytes, weights->step);
+        for (size_t i = 0; i < weights->n_out; i++)
             finite = finite && isfinite(weights->step[i]);
-        }
         done = !finite || store(weights, IN_BYTES, bytes, error, error_size);
     }
     free(bytes);
@@ -215,7 +210,7 @@ linear_weights *linear_weights_create(size_t n_in, size_t n_out, const float *w,
     weights->n_in = n_in;
     weights->n_out = n_out;
     if (have_engine(error, error_size) && store(weights, IN_F32, w, error, error_size) &&
-        (!multiplies_bytes() || store_bytes(weights, w, error, error_size)))
+        (!dp_onednn_multiplies_bytes() || n_in > MOST_IN || store_bytes(weights, w, error, error_size)))
         return weights;
     linear_weights_free(weights);
     return NULL;
@@ -348,14 +343,12 @@ static bool multiply(const linear_executor *executor, const linear_weights *weig
 /* x[i] = unit (256 upper[i] + lower[i]), to the nearest; returns the unit. */
 static float split_row(const float *x, size_t n, int8_t *upper, int8_t *lower)
 {
-    float largest = 0;
-    for (size_t i = 0; i < n; i++)
-        largest = fmaxf(largest, fabsf(x[i]));
-    const float unit = largest / (127 * 256), inverse = unit >= FLT_MIN ? 1 / unit : 0;
+    static const float whole = 12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest whole number */
+    const float unit = dp_largest_magnitude(x, n) / (127 * 256), inverse = unit >= FLT_MIN ? 1 / unit : 0;
     for (size_t i = 0; i < n; i++) {
-        const long whole = lrintf(x[i] * inverse), high = (whole + 128) >> 8;
+        const int32_t rounded = (int32_t)((x[i] * inverse + whole) - whole), high = (rounded + 128) >> 8;
         upper[i] = (int8_t)high;
-        lower[i] = (int8_t)(whole - 256 * high);
+        lower[i] = (int8_t)(rounded - 256 * high);
     }
     return unit;
 }
@@ -379,20 +372,15 @@ static bool multiply_bytes(const linear_executor *executor, const linear_weights
     return true;
 }
 
-static bool all_finite(const float *x, size_t n)
-{
-    float sum = 0; /* of zeros */
-    for (size_t i = 0; i < n; i++)
-        sum += x[i] * 0.0f;
-    return sum == 0;
-}
-
 bool linear_execute(linear_executor *executor, const linear_weights *weights, bool in_bytes, size_t rows, const float *x,
                     float *y, char *error, size_t error_size)
 {
     if (rows == 0)
         return true;
-    const weight_form form = in_bytes && weights->w[IN_BYTES].memory && all_finite(x, rows * weights->n_in) ? IN_BYTES : IN_F32;
+    const weight_form form = in_bytes && weights->w[IN_BYTES].memory &&
+                                     isfinite(dp_largest_magnitude(x, rows * weights->n_in))
+                                 ? IN_BYTES
+                                 : IN_F32;
     product *const p = find_product(executor, weights, form, rows, error, error_size);
     if (!p)
         return false;
