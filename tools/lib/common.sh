@@ -47,7 +47,7 @@ need_packages() {
 }
 
 build_packages=(gcc libc6-dev pkg-config meson ninja-build libdnnl-dev libhwloc-dev libjansson-dev libpcre2-dev zlib1g-dev)
-test_packages=(g++ check clang libclang-rt-14-dev libomp-dev gzip jq valgrind)
+test_packages=(g++ check clang libclang-rt-14-dev libomp-dev gnuplot-nox gzip jq valgrind)
 
 # The system's meson where it is, so that another one in PATH (of a Python environment, say) makes no difference.
 meson() {
