@@ -2,9 +2,9 @@
 #include "codes.h"
 
 /* The sum of two products of small numbers fits 16 bits: 2 * 15 * 127. */
-DP_INLINE __m512i dot4(__m512i sum, __m512i small, __m512i q)
+DP_INLINE dp_words dot4(dp_words sum, __m512i small, __m512i q)
 {
-    return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(small, q), _mm512_set1_epi16(1)));
+    return sum + (dp_words)_mm512_madd_epi16(_mm512_maddubs_epi16(small, q), _mm512_set1_epi16(1));
 }
 
 DP_CODES

@@ -13,7 +13,7 @@
 enum { GROUPS = 4, TOKENS = GROUPS * DP_CODE_GROUP, HEADS = 4, VECTOR = 64 };
 
 /* sum[lane] + the products of four unsigned and four signed bytes; what is signed are queries, and what is not below 16. */
-typedef __m512i dot4_fn(__m512i sum, __m512i small, __m512i q);
+typedef dp_words dot4_fn(dp_words sum, __m512i small, __m512i q);
 
 DP_INLINE __mmask64 first_bytes(size_t n)
 {
@@ -26,13 +26,13 @@ DP_INLINE __m512i load_queries(__mmask64 mask, const int8_t *q, int whole)
 }
 
 /* Lane i is the sum of token i; sum[g] has four numbers of each token of group g. */
-DP_INLINE __m512i fold(const __m512i sum[GROUPS])
+DP_INLINE __m512i fold(const dp_words sum[GROUPS])
 {
     __m512i pair[2];
     DP_UNROLL
     for (size_t p = 0; p < 2; p++)
-        pair[p] = _mm512_add_epi32(_mm512_shuffle_i64x2(sum[2 * p], sum[2 * p + 1], 0x44),
-                                   _mm512_shuffle_i64x2(sum[2 * p], sum[2 * p + 1], 0xee));
+        pair[p] = _mm512_add_epi32(_mm512_shuffle_i64x2((__m512i)sum[2 * p], (__m512i)sum[2 * p + 1], 0x44),
+                                   _mm512_shuffle_i64x2((__m512i)sum[2 * p], (__m512i)sum[2 * p + 1], 0xee));
     return _mm512_add_epi32(_mm512_shuffle_i64x2(pair[0], pair[1], 0x88), _mm512_shuffle_i64x2(pair[0], pair[1], 0xdd));
 }
 
@@ -42,11 +42,11 @@ DP_INLINE void code_block(const int8_t *q, size_t d, const uint8_t *codes, size_
                           __m512i out[HEADS], size_t heads, int whole, dot4_fn *dot4)
 {
     const __m512i low_half = _mm512_set1_epi8(15);
-    __m512i sum[HEADS][GROUPS];
+    dp_words sum[HEADS][GROUPS];
     DP_UNROLL
     for (size_t h = 0; h < heads; h++) {
         DP_UNROLL
-        for (size_t g = 0; g < GROUPS; g++) sum[h][g] = _mm512_setzero_si512();
+        for (size_t g = 0; g < GROUPS; g++) sum[h][g] = (dp_words)_mm512_setzero_si512();
     }
     const size_t bytes = 2 * d;
     for (size_t j = 0; j < bytes; j += VECTOR) {

@@ -1,5 +1,6 @@
 /* AVX-512 stage 1 and nearest centroid: estimated logits and masses of clusters, and the sums that selection bisects. */
 #include "avx512.h"
+#include "lanes.h"
 
 static float cluster_logits(const float *x, const uint16_t *size, const uint16_t *spread, const uint16_t *limit, size_t n,
                             float base, float scale, float variance, float *out)
@@ -83,33 +84,6 @@ static float sum_at_least(const float *rank, const float *value, size_t n, float
     return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
 }
 
-/* The largest so far of each lane, and where it is. */
-typedef struct lanes {
-    __m512 largest;
-    __m512i winner;
-} lanes;
-
-DP_INLINE lanes start_lanes(void)
-{
-    return (lanes){_mm512_set1_ps(-INFINITY), _mm512_setzero_si512()};
-}
-
-DP_INLINE lanes better_lanes(lanes l, __mmask16 mask, __m512 x, size_t i)
-{
-    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __mmask16 better = _mm512_mask_cmp_ps_mask(mask, x, l.largest, _CMP_GT_OQ);
-    return (lanes){_mm512_mask_mov_ps(l.largest, better, x),
-                   _mm512_mask_add_epi32(l.winner, better, first, _mm512_set1_epi32((int)i))};
-}
-
-DP_INLINE size_t best_lane(lanes l, float *best)
-{
-    *best = _mm512_reduce_max_ps(l.largest);
-    if (*best == -INFINITY) return 0;
-    const __mmask16 ties = _mm512_cmp_ps_mask(l.largest, _mm512_set1_ps(*best), _CMP_EQ_OQ);
-    return _mm512_mask_reduce_min_epu32(ties, l.winner);
-}
-
 static size_t nearest(const float *dot, const float *half_norm, size_t n, float *best)
 {
     lanes found = start_lanes();
@@ -119,20 +93,6 @@ static size_t nearest(const float *dot, const float *half_norm, size_t n, float 
         found = better_lanes(found, mask, x, i);
     }
     return best_lane(found, best);
-}
-
-size_t dp_avx512_nearest_in_bytes(const int32_t *dot, const float *step, const float *half_norm, float scale, size_t n)
-{
-    lanes found = start_lanes();
-    for (size_t i = 0; i < n; i += 16) {
-        const __mmask16 mask = dp_mask16(n - i);
-        const __m512 product = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, step + i),
-                                             _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(mask, dot + i)));
-        const __m512 norm = _mm512_maskz_loadu_ps(mask, half_norm + i);
-        found = better_lanes(found, mask, _mm512_fmsub_ps(_mm512_set1_ps(scale), product, norm), i);
-    }
-    float best;
-    return best_lane(found, &best);
 }
 
 void dp_avx512_init_select(dp_kernels *k)

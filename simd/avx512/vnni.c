@@ -1,12 +1,13 @@
 /* AVX512-VNNI: what multiplies bytes, in one instruction. */
 #include "codes.h"
+#include "nearest.h"
 #include "panels.h"
 
 #include "../query_bytes.h"
 
-DP_INLINE __m512i dot4(__m512i sum, __m512i small, __m512i q)
+DP_INLINE dp_words dot4(dp_words sum, __m512i small, __m512i q)
 {
-    return _mm512_dpbusd_epi32(sum, small, q);
+    return (dp_words)_mm512_dpbusd_epi32((__m512i)sum, small, q);
 }
 
 DP_CODES
@@ -17,11 +18,11 @@ DP_INLINE void byte_tile(const query_bytes *q, size_t h, size_t d, const int8_t 
                          size_t heads, size_t panels)
 {
     const size_t bytes = dp_panel_bytes(d);
-    __m512i high[HEADS][2], low[HEADS][2];
+    dp_words high[HEADS][2], low[HEADS][2];
     DP_UNROLL
     for (size_t i = 0; i < heads; i++) {
         DP_UNROLL
-        for (size_t p = 0; p < panels; p++) high[i][p] = low[i][p] = _mm512_setzero_si512();
+        for (size_t p = 0; p < panels; p++) high[i][p] = low[i][p] = (dp_words)_mm512_setzero_si512();
     }
     for (size_t j = 0; j < d; j += 4) {
         __m512i x[2];
@@ -37,8 +38,8 @@ DP_INLINE void byte_tile(const query_bytes *q, size_t h, size_t d, const int8_t 
             const __m512i lower = _mm512_set1_epi32(four_bytes(q->low[h + i] + j));
             DP_UNROLL
             for (size_t p = 0; p < panels; p++) {
-                high[i][p] = _mm512_dpbusd_epi32(high[i][p], x[p], upper);
-                low[i][p] = _mm512_dpbusd_epi32(low[i][p], x[p], lower);
+                high[i][p] = dot4(high[i][p], x[p], upper);
+                low[i][p] = dot4(low[i][p], x[p], lower);
             }
         }
     }
@@ -48,9 +49,9 @@ DP_INLINE void byte_tile(const query_bytes *q, size_t h, size_t d, const int8_t 
         DP_UNROLL
         for (size_t i = 0; i < heads; i++) {
             const __m512 upper =
-                _mm512_cvtepi32_ps(_mm512_sub_epi32(high[i][p], _mm512_set1_epi32(128 * q->sum_high[h + i])));
+                _mm512_cvtepi32_ps((__m512i)(high[i][p] - 128 * q->sum_high[h + i]));
             const __m512 lower =
-                _mm512_cvtepi32_ps(_mm512_sub_epi32(low[i][p], _mm512_set1_epi32(128 * q->sum_low[h + i])));
+                _mm512_cvtepi32_ps((__m512i)(low[i][p] - 128 * q->sum_low[h + i]));
             const __m512 sum = _mm512_fmadd_ps(upper, _mm512_set1_ps(256), lower);
             _mm512_storeu_ps(out + (h + i) * out_stride + p * DP_PANEL,
                              _mm512_mul_ps(step, _mm512_mul_ps(_mm512_set1_ps(q->unit[h + i]), sum)));
@@ -91,5 +92,5 @@ void dp_kernels_init_avx512_vnni(dp_kernels *k)
 {
     k->code_logits = code_logits;
     k->score_panels = score_panels_in_bytes;
-    k->nearest_in_bytes = dp_avx512_nearest_in_bytes;
+    k->nearest_in_bytes = nearest_in_bytes;
 }

@@ -1,4 +1,4 @@
-/* Lloyd's algorithm; the products of points and centroids go through oneDNN. */
+/* Lloyd's algorithm; the products of points and centroids go through oneDNN, or are of bytes. */
 #include "index/kmeans.h"
 
 #include <math.h>
@@ -16,11 +16,12 @@ void dp_kmeans_carve(dp_kmeans *p, dp_scratch *scratch)
     p->distance = dp_scratch_take(scratch, p->n * sizeof *p->distance);
     p->directions = dp_scratch_take(scratch, p->n_means * p->dim * sizeof *p->directions);
     p->half_norm = dp_scratch_take(scratch, p->n_means * sizeof *p->half_norm);
-    p->products = dp_scratch_take(scratch, DP_KMEANS_BLOCK * p->n_means * sizeof *p->products);
-    p->in_bytes = p->kernels->nearest_in_bytes && dp_onednn_multiplies_bytes();
-    const size_t bytes = p->in_bytes ? 1 : 0;
+    p->in_bytes = p->kernels->nearest_in_bytes != NULL;
+    const size_t bytes = p->in_bytes ? 1 : 0, n_panels = (p->n_means + DP_PANEL - 1) / DP_PANEL;
+    p->products = dp_scratch_take(scratch, (1 - bytes) * DP_KMEANS_BLOCK * p->n_means * sizeof *p->products);
     p->x_bytes = dp_scratch_take(scratch, bytes * p->n * p->dim);
-    p->c_bytes = dp_scratch_take(scratch, bytes * p->n_means * p->dim);
+    p->c_panels = dp_scratch_take(scratch, bytes * n_panels * DP_PANEL * p->dim);
+    p->c_row = dp_scratch_take(scratch, bytes * p->dim);
     p->x_step = dp_scratch_take(scratch, bytes * p->n * sizeof *p->x_step);
     p->c_step = dp_scratch_take(scratch, bytes * p->n_means * sizeof *p->c_step);
     p->difference = dp_scratch_take(scratch, p->dim * sizeof *p->difference);
@@ -56,30 +57,30 @@ static bool nearest_of_block(const dp_kmeans *p, const float *c, size_t first, s
     return true;
 }
 
-static bool nearest_of_bytes(const dp_kmeans *p, size_t first, size_t n, uint32_t *cluster)
+/* What points are compared with, in bytes and panels. */
+static void pack(dp_kmeans *p, const float *c)
 {
-    const dnnl_dim_t dim = (dnnl_dim_t)p->dim, means = (dnnl_dim_t)p->n_means, rows = (dnnl_dim_t)n;
-    int32_t *const products = (int32_t *)(void *)p->products;
-    const int32_t none = 0;
-    if (dnnl_gemm_s8s8s32('N', 'T', 'F', rows, means, dim, 1.0f, p->x_bytes + first * p->dim, dim, 0, p->c_bytes, dim, 0, 0.0f,
-                          products, means, &none) != dnnl_success)
-        return false;
-    for (size_t i = 0; i < n; i++)
-        cluster[i] = (uint32_t)p->kernels->nearest_in_bytes(products + i * p->n_means, p->c_step, p->half_norm,
-                                                            p->x_step[first + i], p->n_means);
-    return true;
+    for (size_t i = 0; i < p->n_means; i++) {
+        uint8_t *const place = p->c_panels + i / DP_PANEL * DP_PANEL * p->dim + i % DP_PANEL * 4;
+        p->c_step[i] = dp_quantise(c + i * p->dim, p->dim, p->c_row);
+        for (size_t j = 0; j < p->dim; j++) place[j / 4 * 4 * DP_PANEL + j % 4] = (uint8_t)(p->c_row[j] + 128);
+    }
 }
 
 /* Assigns every point; *changed tells whether any moved. */
 static bool assign(dp_kmeans *p, bool *changed)
 {
     const float *const c = comparands(p);
-    if (p->in_bytes) dp_quantise_rows(c, p->n_means, p->dim, p->c_bytes, p->c_step);
+    if (p->in_bytes) pack(p, c);
     *changed = false;
     for (size_t first = 0; first < p->n; first += DP_KMEANS_BLOCK) {
         const size_t n = p->n - first < DP_KMEANS_BLOCK ? p->n - first : DP_KMEANS_BLOCK;
         uint32_t cluster[DP_KMEANS_BLOCK];
-        if (!(p->in_bytes ? nearest_of_bytes(p, first, n, cluster) : nearest_of_block(p, c, first, n, cluster))) return false;
+        if (p->in_bytes)
+            p->kernels->nearest_in_bytes(p->x_bytes + first * p->dim, p->x_step + first, n, p->c_panels, p->c_step, p->half_norm,
+                                         p->n_means, p->dim, cluster);
+        else if (!nearest_of_block(p, c, first, n, cluster))
+            return false;
         *changed |= memcmp(p->assignment + first, cluster, n * sizeof *cluster) != 0;
         memcpy(p->assignment + first, cluster, n * sizeof *cluster);
     }

@@ -28,10 +28,11 @@ typedef struct dp_kmeans {
     float *distance;      /* [n] out: squared distance to the centroid */
     float *directions;    /* [n_means][dim] normalised centroids, spherical only */
     float *half_norm;     /* [n_means] */
-    float *products;      /* [DP_KMEANS_BLOCK][n_means], or int32_t in the same place */
+    float *products;      /* [DP_KMEANS_BLOCK][n_means], or none: */
     bool in_bytes;
     int8_t *x_bytes;      /* [n][dim] the points and */
-    int8_t *c_bytes;      /* [n_means][dim] what they are compared with, in units of */
+    uint8_t *c_panels;    /* what they are compared with, as nearest_in_bytes takes them, in units of */
+    int8_t *c_row;        /* [dim] */
     float *x_step;        /* [n] and */
     float *c_step;        /* [n_means] */
     float *difference;    /* [dim] */

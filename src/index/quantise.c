@@ -2,7 +2,6 @@
 #include "index/quantise.h"
 
 #include <math.h>
-#include <oneapi/dnnl/dnnl.h>
 #include <string.h>
 
 /* By bits, which are in the order of magnitudes: Inf and NaN are above all others. */
@@ -36,10 +35,4 @@ float dp_quantise(const float *restrict x, size_t n, int8_t *restrict rounded)
 void dp_quantise_rows(const float *x, size_t n_rows, size_t n, int8_t *rounded, float *steps)
 {
     for (size_t r = 0; r < n_rows; r++) steps[r] = dp_quantise(x + r * n, n, rounded + r * n);
-}
-
-bool dp_onednn_multiplies_bytes(void)
-{
-    const int isa = (int)dnnl_get_effective_cpu_isa();
-    return (isa & dnnl_cpu_isa_avx512_core_vnni) == dnnl_cpu_isa_avx512_core_vnni;
 }

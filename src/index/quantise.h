@@ -2,7 +2,6 @@
 #ifndef DP_INDEX_QUANTISE_H
 #define DP_INDEX_QUANTISE_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -15,9 +14,5 @@ float dp_quantise(const float *restrict x, size_t n, int8_t *restrict rounded);
 
 /* The same row by row. */
 void dp_quantise_rows(const float *x, size_t n_rows, size_t n, int8_t *rounded, float *steps);
-
-/* Whether oneDNN, as it is set up, multiplies signed bytes exactly and fast: without VNNI it saturates, or takes its reference
- * code. */
-bool dp_onednn_multiplies_bytes(void);
 
 #endif

@@ -116,10 +116,6 @@ DOES(dnnl_status_t, dnnl_out_of_memory, dnnl_sgemm,
      (char a, char b, dnnl_dim_t m, dnnl_dim_t n, dnnl_dim_t k, float alpha, const float *x, dnnl_dim_t ldx,
       const float *y, dnnl_dim_t ldy, float beta, float *z, dnnl_dim_t ldz),
      (a, b, m, n, k, alpha, x, ldx, y, ldy, beta, z, ldz))
-DOES(dnnl_status_t, dnnl_out_of_memory, dnnl_gemm_s8s8s32,
-     (char a, char b, char c, dnnl_dim_t m, dnnl_dim_t n, dnnl_dim_t k, float alpha, const int8_t *x, dnnl_dim_t ldx,
-      int8_t xo, const int8_t *y, dnnl_dim_t ldy, int8_t yo, float beta, int32_t *z, dnnl_dim_t ldz, const int32_t *zo),
-     (a, b, c, m, n, k, alpha, x, ldx, xo, y, ldy, yo, beta, z, ldz, zo))
 
 DOES(int, -1, fsync, (int d), (d))
 DOES(int, -1, rename, (const char *from, const char *to), (from, to))

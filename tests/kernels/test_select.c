@@ -263,47 +263,81 @@ START_TEST(nearest_of_every_length)
 }
 END_TEST
 
-START_TEST(nearest_in_bytes_of_every_length)
+enum { MOST_POINTS = 20 };
+
+/* Checks what nearest_in_bytes found for one point among n values; `tied`: values are exact. */
+static void check_nearest(uint32_t got, const double *value, const float *half_norm, size_t n, int tied)
+{
+    double largest = -INFINITY;
+    size_t expected = 0;
+    for (size_t i = 0; i < n; i++)
+        if (value[i] > largest) largest = value[i], expected = i;
+    if (got >= n) {
+        report_failure("the nearest is %u", got);
+        return;
+    }
+    if (got == expected) return;
+    const double slack = 0x1p-22 * (fabs(value[got] + (double)half_norm[got]) + fabs((double)half_norm[got]) +
+                                    fabs(largest + (double)half_norm[expected]) + fabs((double)half_norm[expected]));
+    /* ties, and values that are none or without end, leave no choice but where f32 overflows */
+    const int close = isfinite(largest) ? !tied && value[got] >= largest - slack - 0x1p-140
+                                        : largest > 0 && value[got] > (double)FLT_MAX;
+    if (!close) report_failure("the nearest is %u with %a, expected %zu with %a", got, value[got], expected, largest);
+}
+
+/* `exact`: few different values, all whole numbers. */
+static void check_nearest_in_bytes(size_t n, size_t n_means, size_t d, contents kind, int exact)
+{
+    const size_t panel_bytes = (n_means + DP_PANEL - 1) / DP_PANEL * DP_PANEL * d;
+    int8_t *const x = allocate(n * d);
+    uint8_t *const panels = allocate(panel_bytes);
+    float *const scale = allocate(n * sizeof *scale), *const step = allocate(n_means * sizeof *step);
+    float *const half_norm = allocate(n_means * sizeof *half_norm);
+    for (size_t i = 0; i < n * d; i++) x[i] = (int8_t)(exact ? (int)random_below(2) : (int)random_below(256) - 128);
+    for (size_t i = 0; i < panel_bytes; i++) panels[i] = (uint8_t)(exact ? 128 + random_below(2) : random_below(256));
+    fill(scale, n, kind);
+    fill(step, n_means, kind);
+    fill(half_norm, n_means, kind == SPECIAL ? ORDINARY : kind);
+    if (exact) {
+        for (size_t i = 0; i < n; i++) scale[i] = 1;
+        for (size_t i = 0; i < n_means; i++) step[i] = 1, half_norm[i] = 0.5f;
+    }
+    const size_t out_bytes = n * sizeof(uint32_t);
+    uint32_t *results[2];
+    for (size_t run = 0; run < 2; run++) {
+        const size_t shift = run ? random_shift(4) : 0;
+        results[run] = place(NULL, out_bytes, shift);
+        kernels.nearest_in_bytes(place(x, n * d, run ? random_below(64) : 0), place(scale, n * sizeof *scale, shift), n,
+                                 place(panels, panel_bytes, run ? random_below(64) : 0),
+                                 place(step, n_means * sizeof *step, shift),
+                                 place(half_norm, n_means * sizeof *half_norm, shift), n_means, d, results[run]);
+    }
+    expect_same("nearest_in_bytes", results[0], results[1], out_bytes);
+    for (size_t i = 0; i < n; i++) {
+        double value[LONGEST];
+        for (size_t c = 0; c < n_means; c++) {
+            int32_t dot = 0;
+            for (size_t j = 0; j < d; j++)
+                dot += x[i * d + j] * (panels[c / DP_PANEL * DP_PANEL * d + j / 4 * 64 + c % DP_PANEL * 4 + j % 4] - 128);
+            value[c] = (double)scale[i] * (double)(step[c] * (float)dot) - (double)half_norm[c];
+        }
+        check_nearest(results[0][i], value, half_norm, n_means, exact);
+    }
+    release_buffers();
+}
+
+START_TEST(nearest_in_bytes_of_every_shape)
 {
     start_random();
     if (!kernels.nearest_in_bytes) return;
-    int32_t dot[LONGEST];
-    float step[LONGEST], half_norm[LONGEST];
-    for (size_t round = 0; round < 8; round++)
-        for (size_t n = 1; n < LONGEST; n = next_length(n)) {
-            describe("nearest_in_bytes of %zu, contents %d", n, _i);
-            fill(step, n, (contents)_i);
-            fill(half_norm, n, _i == SPECIAL ? ORDINARY : (contents)_i);
-            for (size_t i = 0; i < n; i++) dot[i] = (int32_t)random_below(2 * 127 * 127 * 512) - 127 * 127 * 512;
-            const float scale = round == 7 ? NAN : round == 6 ? 0.0f : 0x1p-20f;
-            if (round == 5) /* ties: the values that count are whole numbers */
-                for (size_t i = 0; i < n; i++) {
-                    dot[i] = (int32_t)random_below(4) << 20;
-                    step[i] = 1, half_norm[i] = 0.5f;
-                }
-            double largest = -INFINITY, value[LONGEST];
-            size_t expected = 0;
-            for (size_t i = 0; i < n; i++) {
-                value[i] = (double)scale * (double)(step[i] * (float)dot[i]) - (double)half_norm[i];
-                if (value[i] > largest) largest = value[i], expected = i;
+    static const size_t dims[] = {8, 16, 24, 56, 64, 72, 128, 136, 256, 504, 512};
+    for (size_t k = 0; k < sizeof dims / sizeof *dims; k++)
+        for (size_t n_means = 1; n_means < 200; n_means += 1 + random_below(15)) {
+            const size_t n = random_below(MOST_POINTS + 1);
+            for (int exact = 0; exact < 2; exact++) {
+                describe("nearest_in_bytes of %zu points, %zu means, d %zu, contents %d, exact %d", n, n_means, dims[k], _i, exact);
+                check_nearest_in_bytes(n, n_means, dims[k], (contents)_i, exact);
             }
-            for (size_t run = 0; run < 2; run++) {
-                const size_t shift = run ? random_shift(4) : 0;
-                const size_t got = kernels.nearest_in_bytes(place(dot, n * sizeof *dot, shift), place(step, n * sizeof *step, shift),
-                                                            place(half_norm, n * sizeof *half_norm, shift), scale, n);
-                if (got >= n) {
-                    report_failure("the nearest is %zu", got);
-                    continue;
-                }
-                if (got == expected) continue;
-                const double slack = 0x1p-22 * (fabs(value[got] + (double)half_norm[got]) + fabs((double)half_norm[got]) +
-                                                fabs(largest + (double)half_norm[expected]) + fabs((double)half_norm[expected]));
-                /* ties, and values that are none or without end, leave no choice but where f32 overflows */
-                const int close = isfinite(largest) ? round != 5 && value[got] >= largest - slack - 0x1p-140
-                                                    : largest > 0 && value[got] > (double)FLT_MAX;
-                if (!close) report_failure("the nearest is %zu with %a, expected %zu with %a", got, value[got], expected, largest);
-            }
-            release_buffers();
         }
 }
 END_TEST
@@ -317,6 +351,6 @@ TCase *select_tests(void)
     tcase_add_loop_test(tests, keep_clusters_of_every_length, 0, CONTENTS_COUNT);
     tcase_add_loop_test(tests, sum_at_least_of_every_length, 0, CONTENTS_COUNT);
     tcase_add_loop_test(tests, nearest_of_every_length, 0, CONTENTS_COUNT);
-    tcase_add_loop_test(tests, nearest_in_bytes_of_every_length, 0, CONTENTS_COUNT);
+    tcase_add_loop_test(tests, nearest_in_bytes_of_every_shape, 0, CONTENTS_COUNT);
     return tests;
 }

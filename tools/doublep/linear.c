@@ -70,6 +70,13 @@ static bool check(dnnl_status_t status, const char *what, char *error, size_t er
     return false;
 }
 
+/* Exactly and fast, as it is set up: without VNNI it saturates, or takes its reference code. */
+static bool onednn_multiplies_bytes(void)
+{
+    const int isa = (int)dnnl_get_effective_cpu_isa();
+    return (isa & dnnl_cpu_isa_avx512_core_vnni) == dnnl_cpu_isa_avx512_core_vnni;
+}
+
 /* The process's one CPU engine: weights and executors meet freely. It lives as long as the process. */
 static dnnl_engine_t the_engine;
 static dnnl_status_t the_engine_status;
@@ -210,7 +217,7 @@ linear_weights *linear_weights_create(size_t n_in, size_t n_out, const float *w,
     weights->n_in = n_in;
     weights->n_out = n_out;
     if (have_engine(error, error_size) && store(weights, IN_F32, w, error, error_size) &&
-        (!dp_onednn_multiplies_bytes() || n_in > MOST_IN || store_bytes(weights, w, error, error_size)))
+        (!onednn_multiplies_bytes() || n_in > MOST_IN || store_bytes(weights, w, error, error_size)))
         return weights;
     linear_weights_free(weights);
     return NULL;
