@@ -7,13 +7,13 @@
 
 /* Rows to be summed, and how many of those after them are to be fetched, a line per row and pass. */
 typedef struct mean_rows {
-    const void *const *rows;
+    const dp_row *rows;
     size_t n, ahead, d;
 } mean_rows;
 
 DP_INLINE void fetch_mean(mean_rows m, size_t i, size_t j)
 {
-    if (i < m.ahead) __builtin_prefetch((const int8_t *)m.rows[m.n + i] + j, 0, 2);
+    if (i < m.ahead) __builtin_prefetch((const int8_t *)dp_row_address(m.rows[m.n + i]) + j, 0, 2);
 }
 
 /* acc[h * d + j ..] += for `heads` (a constant) heads and a block of columns from j on, while the rows go by. */

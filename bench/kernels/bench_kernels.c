@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "kernels.h"
@@ -24,6 +25,7 @@ enum {
     CLUSTER = 24,          /* tokens */
     CLUSTERS = 20,
     PASSES = 9,
+    HUGE_PAGE = 2 << 20,
 };
 static const double pass_seconds = 0.02;
 
@@ -34,8 +36,7 @@ typedef struct operands {
     int32_t *sums; /* [HEADS] */
     float *ones;   /* [HEADS] */
     void *rows, *memory;
-    const void **row, **tile_row; /* the rows of `rows` in random order, those of tile_a */
-    const void **memory_row;      /* [MEMORY_ROWS + BATCH] in order, with the first BATCH again */
+    dp_row *row, *tile_row; /* the rows of `rows` in random order, those of tile_a */
     volatile float sink;
 } operands;
 
@@ -63,18 +64,30 @@ CASE(score_panels_memory)
 CASE(key_logits_bf16) { k->key_logits[DP_BF16](o->q, HEADS, DIM, o->row, ROWS, 0, 0.1f, o->out, ROWS); }
 CASE(key_logits_f16) { k->key_logits[DP_F16](o->q, HEADS, DIM, o->row, ROWS, 0, 0.1f, o->out, ROWS); }
 CASE(key_logits_f32) { k->key_logits[DP_F32](o->q, HEADS, DIM, o->tile_row, TILE, 0, 0.1f, o->out, TILE); }
+/* A batch of the rows in memory and the one after it. */
+static void list_memory(const operands *o, size_t first, dp_row rows[2 * BATCH])
+{
+    for (size_t i = 0; i < 2 * BATCH; i++)
+        rows[i] = dp_row_at((const uint16_t *)o->memory + (first + i) % MEMORY_ROWS * DIM);
+}
 CASE(key_logits_bf16_memory)
 {
-    for (size_t i = 0; i < MEMORY_ROWS; i += BATCH)
-        k->key_logits[DP_BF16](o->q, HEADS, DIM, o->memory_row + i, BATCH, BATCH, 0.1f, o->out, BATCH);
+    dp_row rows[2 * BATCH];
+    for (size_t i = 0; i < MEMORY_ROWS; i += BATCH) {
+        list_memory(o, i, rows);
+        k->key_logits[DP_BF16](o->q, HEADS, DIM, rows, BATCH, BATCH, 0.1f, o->out, BATCH);
+    }
 }
 CASE(weighted_values_bf16) { k->weighted_values[DP_BF16](o->x, ROWS, HEADS, o->row, ROWS, 0, DIM, o->out); }
 CASE(weighted_values_f16) { k->weighted_values[DP_F16](o->x, ROWS, HEADS, o->row, ROWS, 0, DIM, o->out); }
 CASE(weighted_values_f32) { k->weighted_values[DP_F32](o->x, TILE, HEADS, o->tile_row, TILE, 0, DIM, o->out); }
 CASE(weighted_values_bf16_memory)
 {
-    for (size_t i = 0; i < MEMORY_ROWS; i += BATCH)
-        k->weighted_values[DP_BF16](o->x, BATCH, HEADS, o->memory_row + i, BATCH, BATCH, DIM, o->out);
+    dp_row rows[2 * BATCH];
+    for (size_t i = 0; i < MEMORY_ROWS; i += BATCH) {
+        list_memory(o, i, rows);
+        k->weighted_values[DP_BF16](o->x, BATCH, HEADS, rows, BATCH, BATCH, DIM, o->out);
+    }
 }
 /* Clusters of a usual size, of a usual beginning. */
 CASE(code_logits)
@@ -194,7 +207,9 @@ static double time_case(const bench_case *c, const dp_kernels *k, operands *o)
 
 static void *take(size_t bytes)
 {
-    void *const memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    const size_t page = bytes < HUGE_PAGE ? 4096 : HUGE_PAGE; /* large ones as the library's arenas have them */
+    void *const memory = aligned_alloc(page, (bytes + page - 1) / page * page);
+    if (memory && page == HUGE_PAGE) madvise(memory, bytes, MADV_HUGEPAGE);
     if (!memory) {
         fputs("bench_kernels: out of memory\n", stderr);
         exit(1);
@@ -243,13 +258,10 @@ static operands create_operands(const dp_kernels *k)
     o.memory = take((size_t)MEMORY_ROWS * DIM * sizeof(uint16_t));
     o.row = take(ROWS * sizeof(*o.row));
     for (size_t i = 0; i < ROWS; i++)
-        o.row[i] = (const uint16_t *)o.rows + i * 197 % ROWS * DIM;
+        o.row[i] = dp_row_at((const uint16_t *)o.rows + i * 197 % ROWS * DIM);
     o.tile_row = take(TILE * sizeof(*o.tile_row));
     for (size_t i = 0; i < TILE; i++)
-        o.tile_row[i] = o.tile_a + i * TILE;
-    o.memory_row = take((MEMORY_ROWS + BATCH) * sizeof(*o.memory_row));
-    for (size_t i = 0; i < MEMORY_ROWS + BATCH; i++)
-        o.memory_row[i] = (const uint16_t *)o.memory + i % MEMORY_ROWS * DIM;
+        o.tile_row[i] = dp_row_at(o.tile_a + i * TILE);
     for (size_t i = 0; i < ROWS * DIM; i += VALUES)
         k->from_f32[DP_BF16]((uint16_t *)o.rows + i, o.x, VALUES);
     for (size_t i = 0; i < (size_t)MEMORY_ROWS * DIM; i += VALUES)

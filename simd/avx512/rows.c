@@ -22,15 +22,15 @@ DP_INLINE void multiply(const float *q, size_t j, dp_block k, __m512 *sum)
 
 /* The products of block j, added to sum[h * n_rows + r]. Rows or heads come first such that the operands of the inner loop
  * stay in registers. */
-DP_INLINE void logit_block(const float *arranged, size_t padded, const void *const *row, const void *const *next,
+DP_INLINE void logit_block(const float *arranged, size_t padded, const dp_row *row, const dp_row *next,
                            size_t j, __mmask32 mask, __m512 sum[16], size_t heads, size_t n_rows, dp_type type)
 {
     const int rows_first = heads <= 4;
     dp_block k[TILE_ROWS];
     DP_UNROLL
     for (size_t r = 0; r < n_rows; r++) {
-        prefetch_block(next[r], j, DP_BLOCK, type);
-        k[r] = dp_load_block(row[r], j, mask, type);
+        prefetch_block(dp_row_address(next[r]), j, DP_BLOCK, type);
+        k[r] = dp_load_block(dp_row_address(row[r]), j, mask, type);
         DP_UNROLL
         for (size_t h = 0; rows_first && h < heads; h++) multiply(arranged + h * padded, j, k[r], &sum[h * n_rows + r]);
     }
@@ -42,7 +42,7 @@ DP_INLINE void logit_block(const float *arranged, size_t padded, const void *con
 }
 
 /* q is arranged by blocks, padded to whole ones; heads * n_rows <= 16. */
-DP_INLINE void logit_tile(const float *arranged, size_t d, const void *const row[], const void *const next[],
+DP_INLINE void logit_tile(const float *arranged, size_t d, const dp_row row[], const dp_row next[],
                           float scale, float out[TILE_PAIRS], size_t heads, size_t n_rows, dp_type type)
 {
     const size_t padded = (d + DP_BLOCK - 1) / DP_BLOCK * DP_BLOCK;
@@ -57,7 +57,7 @@ DP_INLINE void logit_tile(const float *arranged, size_t d, const void *const row
 }
 
 /* Logits for `heads` (a constant) heads. */
-DP_INLINE void group_logits(const float *q, size_t d, const void *const *rows, size_t n, share ahead, float scale,
+DP_INLINE void group_logits(const float *q, size_t d, const dp_row *rows, size_t n, share ahead, float scale,
                             float *out, size_t out_stride, size_t heads, dp_type type)
 {
     const size_t tile_rows = heads <= 2 ? 8 : heads <= 4 ? 4 : 2, padded = (d + DP_BLOCK - 1) / DP_BLOCK * DP_BLOCK;
@@ -73,7 +73,7 @@ DP_INLINE void group_logits(const float *q, size_t d, const void *const *rows, s
 
 /* acc[h][j ..] += sum over the rows, `heads` x `blocks` (constants) blocks of columns from j. `edge` is the mask of the
  * last block. */
-DP_INLINE void value_tile(const float *w, size_t w_stride, const void *const *rows, size_t n, share ahead, size_t d,
+DP_INLINE void value_tile(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
                           size_t j, float *acc, size_t heads, size_t blocks, __mmask32 edge, dp_type type)
 {
     dp_block sum[GROUP_MOST][4];
@@ -82,10 +82,10 @@ DP_INLINE void value_tile(const float *w, size_t w_stride, const void *const *ro
         DP_UNROLL
         for (size_t b = 0; b < blocks; b++) sum[h][b] = (dp_block){_mm512_setzero_ps(), _mm512_setzero_ps()};
     }
-    fetch next = start_fetch(rows, n, ahead, d, j, blocks * DP_BLOCK);
+    fetch next = start_fetch(rows, ahead);
     for (size_t i = 0; i < n; i++) {
-        const void *const row = rows[i];
-        fetch_slice(&next, blocks * DP_BLOCK, type);
+        const void *const row = dp_row_address(rows[i]);
+        fetch_columns(&next, j, blocks * DP_BLOCK, type);
         DP_UNROLL
         for (size_t b = 0; b < blocks; b++) {
             const dp_block v = dp_load_block(row, j + b * DP_BLOCK, b + 1 < blocks ? 0xffffffffu : edge, type);
@@ -112,8 +112,8 @@ DP_INLINE void value_tile(const float *w, size_t w_stride, const void *const *ro
 }
 
 /* All columns for `heads` (a constant) heads: tiles of up to 16 accumulators, the last with what is left. */
-DP_INLINE void group_values(const float *w, size_t w_stride, const void *const *rows, size_t n, share ahead, size_t d,
-                            float *acc, size_t heads, dp_type type)
+DP_INLINE void value_rows(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
+                          float *acc, size_t heads, dp_type type)
 {
     const size_t blocks = heads <= 2 ? 4 : heads <= 4 ? 2 : 1;
     for (size_t j = 0; j < d;) {

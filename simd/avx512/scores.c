@@ -17,7 +17,7 @@ DP_INLINE void mean_columns(const float *w, size_t w_stride, mean_rows m, size_t
         for (size_t h = 0; h < heads; h++) sum[h][b] = _mm512_maskz_loadu_ps(mask[b], acc + h * m.d + j + 16 * b);
     }
     for (size_t i = 0; i < m.n; i++) {
-        const int8_t *const row = (const int8_t *)m.rows[i] + j;
+        const int8_t *const row = (const int8_t *)dp_row_address(m.rows[i]) + j;
         fetch_mean(m, i, j);
         __m512 x[4];
         DP_UNROLL
@@ -48,7 +48,7 @@ DP_INLINE void mean_block(const float *w, size_t w_stride, mean_rows m, size_t j
         mean_columns(w, w_stride, m, j, acc, heads, 1);
 }
 
-static void weighted_means(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n,
+static void weighted_means(const float *w, size_t w_stride, size_t heads, const dp_row *rows, size_t n,
                            size_t ahead, size_t d, float *acc)
 {
     means_in_blocks(w, w_stride, heads, (mean_rows){.rows = rows, .n = n, .ahead = ahead, .d = d}, acc, 64, mean_block);

@@ -9,7 +9,7 @@
 enum { PAIRS = 8 };
 
 /* heads * n_rows <= PAIRS. */
-DP_INLINE void logit_tile(const float *q, size_t d, const void *const row[], const void *const next[], float scale,
+DP_INLINE void logit_tile(const float *q, size_t d, const dp_row row[], const dp_row next[], float scale,
                           float out[TILE_PAIRS], size_t heads, size_t n_rows, dp_type type)
 {
     dp_block sum[PAIRS];
@@ -20,8 +20,8 @@ DP_INLINE void logit_tile(const float *q, size_t d, const void *const row[], con
         dp_block k[PAIRS];
         DP_UNROLL
         for (size_t r = 0; r < n_rows; r++) {
-            prefetch_block(next[r], j, DP_BLOCK, type);
-            k[r] = dp_load_block(row[r], j, type);
+            prefetch_block(dp_row_address(next[r]), j, DP_BLOCK, type);
+            k[r] = dp_load_block(dp_row_address(row[r]), j, type);
         }
         DP_UNROLL
         for (size_t h = 0; h < heads; h++) {
@@ -43,14 +43,14 @@ DP_INLINE void logit_tile(const float *q, size_t d, const void *const row[], con
 }
 
 /* Logits for `heads` (a constant) heads. */
-DP_INLINE void group_logits(const float *q, size_t d, const void *const *rows, size_t n, share ahead, float scale,
+DP_INLINE void group_logits(const float *q, size_t d, const dp_row *rows, size_t n, share ahead, float scale,
                             float *out, size_t out_stride, size_t heads, dp_type type)
 {
     logits_in_tiles(q, d, rows, n, ahead, scale, out, out_stride, heads, heads <= 2 ? 4 : 2, logit_tile, type);
 }
 
 /* acc[h][j ..] += sum over the rows, `heads` x `blocks` (constants) blocks of columns from j. */
-DP_INLINE void value_tile(const float *w, size_t w_stride, const void *const *rows, size_t n, share ahead, size_t d,
+DP_INLINE void value_tile(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
                           size_t j, float *acc, size_t heads, size_t blocks, dp_type type)
 {
     dp_block sum[4][8];
@@ -60,10 +60,10 @@ DP_INLINE void value_tile(const float *w, size_t w_stride, const void *const *ro
         for (size_t b = 0; b < blocks; b++)
             sum[h][b] = (dp_block){vdupq_n_f32(0), vdupq_n_f32(0)};
     }
-    fetch next = start_fetch(rows, n, ahead, d, j, blocks * DP_BLOCK);
+    fetch next = start_fetch(rows, ahead);
     for (size_t i = 0; i < n; i++) {
-        const void *const row = rows[i];
-        fetch_slice(&next, blocks * DP_BLOCK, type);
+        const void *const row = dp_row_address(rows[i]);
+        fetch_columns(&next, j, blocks * DP_BLOCK, type);
         DP_UNROLL
         for (size_t b = 0; b < blocks; b++) {
             const dp_block v = dp_load_block(row, j + b * DP_BLOCK, type);
@@ -86,8 +86,8 @@ DP_INLINE void value_tile(const float *w, size_t w_stride, const void *const *ro
 }
 
 /* All columns for `heads` (a constant) heads: tiles of up to 16 accumulators, then of half as many blocks, down to one. */
-DP_INLINE void group_values(const float *w, size_t w_stride, const void *const *rows, size_t n, share ahead, size_t d,
-                            float *acc, size_t heads, dp_type type)
+DP_INLINE void value_rows(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
+                          float *acc, size_t heads, dp_type type)
 {
     const size_t blocks = heads == 1 ? 8 : heads == 2 ? 4 : 2;
     size_t j = 0;

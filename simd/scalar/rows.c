@@ -9,7 +9,7 @@ DP_INLINE void widen(float *piece, const void *row, size_t first, size_t n, dp_t
     for (size_t j = 0; j < n; j++) piece[j] = dp_element(row, first + j, type);
 }
 
-DP_INLINE void key_logits(const float *q, size_t heads, size_t d, const void *const *rows, size_t n, float scale,
+DP_INLINE void key_logits(const float *q, size_t heads, size_t d, const dp_row *rows, size_t n, float scale,
                           float *out, size_t out_stride, dp_type type)
 {
     for (size_t i = 0; i < n; i++) {
@@ -17,7 +17,7 @@ DP_INLINE void key_logits(const float *q, size_t heads, size_t d, const void *co
         for (size_t j = 0; j < d; j += PIECE) {
             const size_t width = d - j < PIECE ? d - j : PIECE;
             float piece[PIECE];
-            widen(piece, rows[i], j, width, type);
+            widen(piece, dp_row_address(rows[i]), j, width, type);
             for (size_t h = 0; h < heads; h++)
                 out[h * out_stride + i] += dp_dot_interleaved(q + h * d + j, piece, width);
         }
@@ -25,14 +25,14 @@ DP_INLINE void key_logits(const float *q, size_t heads, size_t d, const void *co
     }
 }
 
-DP_INLINE void weighted_values(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n,
+DP_INLINE void weighted_values(const float *w, size_t w_stride, size_t heads, const dp_row *rows, size_t n,
                                size_t d, float *acc, dp_type type)
 {
     for (size_t i = 0; i < n; i++) {
         for (size_t j = 0; j < d; j += PIECE) {
             const size_t width = d - j < PIECE ? d - j : PIECE;
             float piece[PIECE];
-            widen(piece, rows[i], j, width, type);
+            widen(piece, dp_row_address(rows[i]), j, width, type);
             for (size_t h = 0; h < heads; h++) {
                 const float weight = w[h * w_stride + i];
                 float *sum = acc + h * d + j;
@@ -43,13 +43,13 @@ DP_INLINE void weighted_values(const float *w, size_t w_stride, size_t heads, co
 }
 
 #define DP_ROWS(name, type)                                                                                            \
-    static void key_logits_##name(const float *q, size_t heads, size_t d, const void *const *rows, size_t n,           \
+    static void key_logits_##name(const float *q, size_t heads, size_t d, const dp_row *rows, size_t n,           \
                                   size_t ahead, float scale, float *out, size_t out_stride)                            \
     {                                                                                                                  \
         (void)ahead; /* the arithmetic takes longer than memory */                                                     \
         key_logits(q, heads, d, rows, n, scale, out, out_stride, type);                                                \
     }                                                                                                                  \
-    static void weighted_values_##name(const float *w, size_t w_stride, size_t heads, const void *const *rows,         \
+    static void weighted_values_##name(const float *w, size_t w_stride, size_t heads, const dp_row *rows,         \
                                        size_t n, size_t ahead, size_t d, float *acc)                                   \
     {                                                                                                                  \
         (void)ahead;                                                                                                   \

@@ -20,13 +20,13 @@ static void score_panels(const float *q, size_t heads, size_t d, const int8_t *p
     }
 }
 
-static void weighted_means(const float *w, size_t w_stride, size_t heads, const void *const *rows, size_t n,
+static void weighted_means(const float *w, size_t w_stride, size_t heads, const dp_row *rows, size_t n,
                            size_t ahead, size_t d, float *acc)
 {
     (void)ahead;
     for (size_t i = 0; i < n; i++)
         for (size_t h = 0; h < heads; h++)
-            for (size_t j = 0; j < d; j++) acc[h * d + j] += w[h * w_stride + i] * ((const int8_t *)rows[i])[j];
+            for (size_t j = 0; j < d; j++) acc[h * d + j] += w[h * w_stride + i] * ((const int8_t *)dp_row_address(rows[i]))[j];
 }
 
 void dp_scalar_init_scores(dp_kernels *k)

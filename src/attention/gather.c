@@ -24,7 +24,7 @@ static float *accumulators(const dp_step *step, float *partial)
 
 /* A thread's memory. The lists hold the batch at work, then the one after it, whose rows are fetched meanwhile. */
 typedef struct gather_scratch {
-    const void *keys[2 * BATCH_ROWS], *values[2 * BATCH_ROWS];
+    dp_row keys[2 * BATCH_ROWS], values[2 * BATCH_ROWS];
     float units[BATCH_ROWS]; /* of mean values */
     float moving[BATCH_ROWS]; /* 1 for clusters of more than one token, times the soft cap's slope, or 0 */
     float weights[];          /* [rows][BATCH_ROWS], then a mass per row */
@@ -60,8 +60,8 @@ typedef struct batch {
     size_t n, first_row;
 } batch;
 
-static batch list_batch(const dp_row_format *f, const dp_head_step *head, size_t last, cursor *at, const void **keys,
-                        const void **values)
+static batch list_batch(const dp_row_format *f, const dp_head_step *head, size_t last, cursor *at, dp_row *keys,
+                        dp_row *values)
 {
     const dp_piece *const pieces = head->pieces;
     const size_t fitting = BATCH_BYTES / (f->key_bytes + f->value_bytes);
@@ -91,18 +91,18 @@ static uint32_t segment_of(const dp_head_step *head, uint32_t segment, size_t i)
 /* Lists the mean values of estimated clusters from number `first` on, as far as they are of the segment and fit a batch;
  * returns how many. */
 static size_t list_means(const dp_head_step *head, uint32_t segment, size_t first, size_t last, size_t dim,
-                         const void **values)
+                         dp_row *values)
 {
     const size_t end = head->estimates[segment + 1].first, left = (end < last ? end : last) - first;
     const size_t n = left < BATCH_ROWS ? left : BATCH_ROWS;
     const int8_t *const means = head->head->segments[segment].mean_values;
-    for (size_t i = 0; i < n; i++) values[i] = means + head->estimated[first + i] * dim;
+    for (size_t i = 0; i < n; i++) values[i] = dp_row_at(means + head->estimated[first + i] * dim);
     return n;
 }
 
 /* Lists the rows that a task reads first, as far as they are of use to the pass over keys and to that over values that
  * go before it; returns how many. */
-static size_t list_start(dp_gather_task task, const void **keys, const void **values)
+static size_t list_start(dp_gather_task task, dp_row *keys, dp_row *values)
 {
     if (!task.head) return 0;
     const dp_item *const item = &task.head->items[task.item];
@@ -123,7 +123,7 @@ static void gather_pieces(dp_gather_task task, dp_gather_task next_task, float *
     const dp_item *const item = &h->items[task.item];
     const dp_row_format *const f = &step->sequence->format;
     const dp_kernels *const kernels = step->kernels;
-    const void **const keys = scratch->keys, **const values = scratch->values;
+    dp_row *const keys = scratch->keys, *const values = scratch->values;
     cursor at = {.piece = item->first};
     batch now = list_batch(f, h, item->last, &at, keys, values);
     while (now.n) {
@@ -145,8 +145,8 @@ static void gather_pieces(dp_gather_task task, dp_gather_task next_task, float *
 
 /* Lists what follows an item's estimated clusters before number i, which are of `segment` and earlier ones: those from there
  * on, or the next task's rows. */
-static size_t list_next(dp_gather_task task, dp_gather_task next_task, uint32_t segment, size_t i, const void **unused,
-                        const void **values)
+static size_t list_next(dp_gather_task task, dp_gather_task next_task, uint32_t segment, size_t i, dp_row *unused,
+                        dp_row *values)
 {
     const size_t last = task.head->items[task.item].last;
     if (i == last) return list_start(next_task, unused, values);
@@ -155,10 +155,10 @@ static size_t list_next(dp_gather_task task, dp_gather_task next_task, uint32_t 
 }
 
 /* Lists rows of a segment's slope from number `first` on. */
-static size_t list_slope(const dp_row_format *f, const dp_segment *segment, size_t first, const void **rows)
+static size_t list_slope(const dp_row_format *f, const dp_segment *segment, size_t first, dp_row *rows)
 {
     const size_t n = f->key_dim - first < BATCH_ROWS ? f->key_dim - first : BATCH_ROWS;
-    for (size_t i = 0; i < n; i++) rows[i] = segment->slope + (first + i) * f->value_dim;
+    for (size_t i = 0; i < n; i++) rows[i] = dp_row_at(segment->slope + (first + i) * f->value_dim);
     return n;
 }
 
@@ -172,7 +172,7 @@ static void add_slope(dp_gather_task task, dp_gather_task next_task, uint32_t nu
     const dp_step *const step = task.step;
     const dp_segment *const segment = &task.head->head->segments[number];
     const dp_row_format *const f = &step->sequence->format;
-    const void **const rows = scratch->keys;
+    dp_row *const rows = scratch->keys;
     for (size_t first = 0, n; first < f->key_dim; first += n) {
         n = list_slope(f, segment, first, rows);
         const size_t ahead =
@@ -248,7 +248,7 @@ static void gather_means(dp_gather_task task, dp_gather_task next_task, float *p
     dp_item *const item = &h->items[task.item];
     const size_t dim = step->sequence->format.value_dim;
     float *const spread_mass = scratch->weights + step->rows * BATCH_ROWS, *const values = accumulators(step, partial);
-    const void **const rows = scratch->values;
+    dp_row *const rows = scratch->values;
     memset(spread_mass, 0, step->rows * sizeof *spread_mass);
     for (size_t r = 0; r < step->rows; r++) partial[2 * r] = h->reference[r];
     uint32_t number = item->segment;

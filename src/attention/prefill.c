@@ -121,11 +121,11 @@ static void load_rows(block *b, const dp_run *run, size_t n)
         to_f32(v, run->v, n * f->value_dim);
         return;
     }
-    const void *keys[KEY_BLOCK], *values[KEY_BLOCK];
+    dp_row keys[KEY_BLOCK], values[KEY_BLOCK];
     dp_run_list(run, f, &b->head->view, n, keys, values);
     for (size_t i = 0; i < n; i++) {
-        to_f32(k + i * f->key_dim, keys[i], f->key_dim);
-        to_f32(v + i * f->value_dim, values[i], f->value_dim);
+        to_f32(k + i * f->key_dim, dp_row_address(keys[i]), f->key_dim);
+        to_f32(v + i * f->value_dim, dp_row_address(values[i]), f->value_dim);
     }
 }
 

@@ -64,18 +64,22 @@ static inline dp_run dp_run_from(dp_run run, const dp_row_format *format, size_t
 
 /* Where the first n rows of a run are. */
 static inline void dp_run_list(const dp_run *run, const dp_row_format *format, const dp_view *view, size_t n,
-                               const void **keys, const void **values)
+                               dp_row *keys, dp_row *values)
 {
     if (run->k) {
         const char *k = run->k, *v = run->v;
         for (size_t i = 0; i < n; i++, k += format->key_bytes, v += format->value_bytes) {
-            keys[i] = k;
-            values[i] = v;
+            keys[i] = dp_row_at(k);
+            values[i] = dp_row_at(v);
         }
         return;
     }
-    for (size_t i = 0; i < n; i++)
-        dp_view_row(view, run->first + (run->tokens ? run->tokens[i] : (uint32_t)i), &keys[i], &values[i]);
+    for (size_t i = 0; i < n; i++) {
+        const void *k, *v;
+        dp_view_row(view, run->first + (run->tokens ? run->tokens[i] : (uint32_t)i), &k, &v);
+        keys[i] = dp_row_at(k);
+        values[i] = dp_row_at(v);
+    }
 }
 
 #endif

@@ -31,9 +31,15 @@ typedef struct dp_ticket {
     _Alignas(64) atomic_size_t next;
 } dp_ticket;
 
+/* The first of n consecutive numbers. */
+static inline size_t dp_tickets_take(dp_ticket *ticket, size_t n)
+{
+    return atomic_fetch_add_explicit(&ticket->next, n, memory_order_relaxed);
+}
+
 static inline size_t dp_ticket_take(dp_ticket *ticket)
 {
-    return atomic_fetch_add_explicit(&ticket->next, 1, memory_order_relaxed);
+    return dp_tickets_take(ticket, 1);
 }
 
 #endif

@@ -43,12 +43,12 @@ static const void *row_of(const rows *r, size_t i)
 }
 
 /* The rows of a copy of the data, and `ahead` rows that may be fetched but not read. */
-static const void **point_at(const rows *r, const unsigned char *data, size_t ahead)
+static dp_row *point_at(const rows *r, const unsigned char *data, size_t ahead)
 {
-    const void **const pointers = allocate((r->n + ahead) * sizeof *pointers);
-    for (size_t i = 0; i < r->n; i++) pointers[i] = data + ((const unsigned char *)row_of(r, i) - r->data);
-    for (size_t i = 0; i < ahead; i++) pointers[r->n + i] = (const void *)(uintptr_t)(64 * i); /* nobody's memory */
-    return pointers;
+    dp_row *const list = allocate((r->n + ahead) * sizeof *list);
+    for (size_t i = 0; i < r->n; i++) list[i] = dp_row_at(data + ((const unsigned char *)row_of(r, i) - r->data));
+    for (size_t i = 0; i < ahead; i++) list[r->n + i] = dp_row_at((const void *)(uintptr_t)(64 * i)); /* nobody's memory */
+    return list;
 }
 
 static void check_key_logits(size_t heads, const rows *r, contents kind)

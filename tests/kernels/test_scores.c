@@ -103,11 +103,11 @@ static void check_means(size_t heads, size_t d, size_t n, contents kind)
         const size_t shift = run ? random_shift(4) : 0;
         results[run] = place(acc, acc_bytes, shift);
         const int8_t *const placed = place(rows, n_rows * d, run * random_shift(1));
-        const size_t ahead = run ? random_below(2 * n + 2) : 0, listed = (n + ahead) * sizeof(void *);
-        const void **const pointers = allocate(listed);
-        for (size_t i = 0; i < n; i++) pointers[i] = placed + index[i] * d;
-        for (size_t i = 0; i < ahead; i++) pointers[n + i] = (const void *)(uintptr_t)(64 * i); /* nobody's memory */
-        kernels.weighted_means(place(w, w_bytes, shift), w_stride, heads, place(pointers, listed, run * 8), n, ahead, d,
+        const size_t ahead = run ? random_below(2 * n + 2) : 0, listed = (n + ahead) * sizeof(dp_row);
+        dp_row *const list = allocate(listed);
+        for (size_t i = 0; i < n; i++) list[i] = dp_row_at(placed + index[i] * d);
+        for (size_t i = 0; i < ahead; i++) list[n + i] = dp_row_at((const void *)(uintptr_t)(64 * i)); /* nobody's memory */
+        kernels.weighted_means(place(w, w_bytes, shift), w_stride, heads, place(list, listed, run * 8), n, ahead, d,
                                results[run]);
     }
     expect_same("weighted_means", results[0], results[1], acc_bytes);
