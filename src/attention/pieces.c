@@ -10,7 +10,7 @@ static size_t ceil_div(size_t a, size_t b)
 
 /* Rows per item: 128 KiB take a core some ten microseconds, so items even out the heads' different work and cost little
  * to hand out and to merge (dense at 128K tokens: a tenth of the time with 64 KiB). Long lists get longer items, so that
- * the partial results stay few. */
+ * the partial results stay few (dense at 128K tokens, two threads: 20.7 ms, with 128 items a list 21.7). */
 enum { ITEM_BYTES = 128 << 10, ITEMS_PER_LIST = 64 };
 
 /* Estimated clusters per item. Items end with a segment where they can: the slope of a segment, as many rows as a hundred
