@@ -43,7 +43,7 @@ static inline size_t dp_panel_bytes(size_t d)
 
 /* Where a row is, as lists hold it: the complement of its address. Processors that fetch what pointers in memory point to
  * would follow a list far ahead of the kernel, and memory has no time to spare: dense attention, 128K tokens of d 128, one
- * thread, takes 39.8 ms; with lists of addresses 46. */
+ * thread, lists of 64 rows, takes 42.1 ms; with addresses in them 48.4. */
 typedef struct dp_row {
     uintptr_t complement;
 } dp_row;
@@ -65,8 +65,8 @@ typedef void (*dp_weighted_means_fn)(const float *w, size_t w_stride, size_t hea
 
 /* out[h * out_stride + i] = scale * sum_j q[h * d + j] * row(i)[j], h < heads, i < n.
  * row(i): elements of the table slot's type, at rows[i]. d: a multiple of 8, at most DP_MAX_DIM.
- * rows[n] .. rows[n + ahead - 1] are rows that the caller wants next: rows are fetched into the cache some way ahead of the
- * one at work, and so the first of them. They are not read otherwise. */
+ * rows[n] .. rows[n + ahead - 1] are rows that the caller wants next. Each row is fetched into the cache while one some way
+ * before it is at work, and so are the first of these, up to n. They are not read otherwise. */
 typedef void (*dp_key_logits_fn)(const float *q, size_t heads, size_t d, const dp_row *rows, size_t n,
                                  size_t ahead, float scale, float *out, size_t out_stride);
 
