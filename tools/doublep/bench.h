@@ -72,6 +72,8 @@ typedef struct bench_growth {
     double append_ms;  /* mean per token and layer */
     double share;      /* of append in all the time */
     double median_step_ms, worst_step_ms; /* append and attention of one token, all layers */
+    size_t preempted_steps;               /* during which the system took a core from one of the threads */
+    double worst_undisturbed_step_ms;     /* of the other steps; negative: none */
 } bench_growth;
 
 /* How the true attention is spread: tokens that hold 90 % of a query head's mass, and the shares of sinks and window. */

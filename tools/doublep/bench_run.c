@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "bench.h"
 #include "bench_contenders.h"
@@ -231,16 +232,25 @@ static bool run_steps(bench_state *s, bench_figures *figures)
     return true;
 }
 
+/* How often the system took a core from a thread of this process that had more to do. */
+static long preemptions(void)
+{
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_nivcsw : 0;
+}
+
 /* Decoding as a model does it, token after token through all layers with the last method. */
 static bool run_growth(bench_state *s, bench_growth *growth)
 {
     const size_t n = s->settings->growth, method = s->settings->methods.count - 1;
-    double append_sum = 0, decode_sum = 0;
+    double append_sum = 0, decode_sum = 0, worst_undisturbed = -1;
+    size_t preempted = 0;
     double *const steps_ms = calloc(n, sizeof(*steps_ms));
     bool ok = steps_ms || fail(s, "out of memory");
     progress bar;
     progress_start(&bar, "growth");
     for (size_t t = 0; ok && t < n; t++) {
+        const long before = preemptions();
         for (uint32_t l = 0; ok && l < s->n_layers; l++) {
             double append_ms = 0, decode_ms = 0;
             dp_attention_stats stats;
@@ -250,13 +260,18 @@ static bool run_growth(bench_state *s, bench_growth *growth)
             decode_sum += decode_ms;
             steps_ms[t] += append_ms + decode_ms;
         }
+        if (preemptions() != before)
+            preempted++;
+        else
+            worst_undisturbed = fmax(worst_undisturbed, steps_ms[t]);
         s->n_tokens++;
         s->step++;
         progress_show(&bar, t + 1, n);
     }
     progress_end(&bar);
     if (ok) {
-        *growth = (bench_growth){.tokens = n, .append_ms = append_sum / (double)(n * s->n_layers)};
+        *growth = (bench_growth){.tokens = n, .append_ms = append_sum / (double)(n * s->n_layers),
+                                 .preempted_steps = preempted, .worst_undisturbed_step_ms = worst_undisturbed};
         growth->share = append_sum / (append_sum + decode_sum);
         growth->median_step_ms = bench_spread_of(steps_ms, n).median;
         growth->worst_step_ms = steps_ms[n - 1]; /* they are sorted now */
