@@ -124,9 +124,10 @@ typedef struct dp_sign_queries {
     const float *centre, *factor, *limit; /* [heads] */
 } dp_sign_queries;
 
-/* 1 where !((factor[h] * step(i)) * ((float)sum - centre[h]) <= limit[h]) for any h < heads and i < n, else 0; sum: over b < d / 8
- * of table[h][0][b][byte(i, b) % 16] + table[h][1][b][byte(i, b) / 16]. Exact as code_logits is: the same on every ISA. */
-typedef int (*dp_signs_exceed_fn)(const dp_sign_queries *q, const dp_sign_tokens *tokens);
+/* marks[i] = 1 where !((factor[h] * step(i)) * ((float)sum - centre[h]) <= limit[h]) for any h < heads, else 0, i < n; sum: over
+ * b < d / 8 of table[h][0][b][byte(i, b) % 16] + table[h][1][b][byte(i, b) / 16]. Returns whether any is 1. Exact as
+ * code_logits is: the same on every ISA. */
+typedef int (*dp_signs_exceed_fn)(const dp_sign_queries *q, const dp_sign_tokens *tokens, uint8_t *marks);
 
 /* Where dimension j of a group's token t is: a number b as above. */
 static inline size_t dp_code_place(size_t j, size_t t)

@@ -32,7 +32,7 @@ static const double pass_seconds = 0.02;
 typedef struct operands {
     float *q, *out, *x, *y, *spread, *tile_a, *tile_b, *tile_c;
     uint16_t *sizes, *spreads, *limits; /* bf16 */
-    uint8_t *flags;
+    uint8_t *flags, *marks;
     int32_t *sums; /* [HEADS] */
     float *ones;   /* [HEADS] */
     void *rows, *memory;
@@ -103,7 +103,7 @@ CASE(signs_exceed)
     const size_t bytes = (CLUSTER + DP_SIGN_GROUP - 1) / DP_SIGN_GROUP * 2 * DIM;
     for (size_t i = 0; i < CLUSTERS; i++)
         o->sink = (float)k->signs_exceed(
-            &q, &(dp_sign_tokens){(const uint8_t *)o->rows + i * bytes, o->flags, 100u << 23, CLUSTER, NULL, 0});
+            &q, &(dp_sign_tokens){(const uint8_t *)o->rows + i * bytes, o->flags, 100u << 23, CLUSTER, NULL, 0}, o->marks);
 }
 CASE(split_masses)
 {
@@ -252,6 +252,7 @@ static operands create_operands(const dp_kernels *k)
     o.tile_b = take_floats(TILE * TILE, 9, -1, 1);
     o.tile_c = take_floats(TILE * TILE, 10, -1, 1);
     o.flags = take(VALUES);
+    o.marks = take(VALUES);
     o.sums = take(HEADS * sizeof(*o.sums));
     o.ones = take_floats(HEADS, 9, 1, 1);
     o.rows = take(ROWS * DIM * sizeof(uint16_t));

@@ -62,13 +62,13 @@ static void sum_group_of(const dp_sign_queries *q, size_t h, const uint8_t *grou
     }
 }
 
-/* Of the first n lanes those whose logits are not within the limit. */
-DP_INLINE __m256 beyond(const dp_sign_queries *q, size_t h, size_t n, __m128i sums, __m256 steps)
+/* All ones for those lanes whose logits are not within the limit. */
+DP_INLINE __m256 beyond(const dp_sign_queries *q, size_t h, __m128i sums, __m256 steps)
 {
     const __m256 sum = _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(sums));
     const __m256 x = _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(q->factor[h]), steps),
                                    _mm256_sub_ps(sum, _mm256_set1_ps(q->centre[h])));
-    return _mm256_and_ps(_mm256_castsi256_ps(dp_mask8(n)), _mm256_cmp_ps(x, _mm256_set1_ps(q->limit[h]), _CMP_NLE_UQ));
+    return _mm256_cmp_ps(x, _mm256_set1_ps(q->limit[h]), _CMP_NLE_UQ);
 }
 
 /* Steps of eight tokens. */
@@ -78,10 +78,18 @@ DP_INLINE __m256 steps_of(const uint8_t *bytes, uint32_t base)
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(words, 19), _mm256_set1_epi32((int)base)));
 }
 
-static int signs_exceed(const dp_sign_queries *q, const dp_sign_tokens *t)
+/* Marks a group's n tokens where the lanes are all ones; returns whether any is. */
+DP_INLINE int mark(uint8_t *marks, size_t n, __m256 first, __m256 second)
+{
+    const unsigned bits = (unsigned)_mm256_movemask_ps(first) | (unsigned)_mm256_movemask_ps(second) << 8;
+    for (size_t i = 0; i < n; i++) marks[i] = bits >> i & 1;
+    return (bits & ((1u << n) - 1)) != 0;
+}
+
+static int signs_exceed(const dp_sign_queries *q, const dp_sign_tokens *t, uint8_t *marks)
 {
     lines ahead = {(uintptr_t)t->ahead, t->ahead_lines};
-    __m256 any = _mm256_setzero_ps();
+    int any = 0;
     for (size_t i = 0; i < t->n; i += DP_SIGN_GROUP) {
         const size_t left = t->n - i, n = left < DP_SIGN_GROUP ? left : DP_SIGN_GROUP;
         const uint8_t *const group = t->signs + i / DP_SIGN_GROUP * 2 * q->d;
@@ -89,18 +97,19 @@ static int signs_exceed(const dp_sign_queries *q, const dp_sign_tokens *t)
         memcpy(bytes, t->step + i, n);
         const __m256 first = steps_of(bytes, t->step_base), second = steps_of(bytes + 8, t->step_base);
         fetch_lines(&ahead, (2 * q->d + 63) / 64);
+        __m256 low = _mm256_setzero_ps(), high = low;
         for (size_t h = 0; h < q->heads; h += HEADS) {
             const size_t heads = q->heads - h < HEADS ? q->heads - h : HEADS;
             __m256i sums[HEADS];
             sum_group_of(q, h, group, sums, heads);
             for (size_t j = 0; j < heads; j++) {
-                const __m256 low = beyond(q, h + j, n, _mm256_castsi256_si128(sums[j]), first);
-                const __m256 high = beyond(q, h + j, n < 8 ? 0 : n - 8, _mm256_extracti128_si256(sums[j], 1), second);
-                any = _mm256_or_ps(any, _mm256_or_ps(low, high));
+                low = _mm256_or_ps(low, beyond(q, h + j, _mm256_castsi256_si128(sums[j]), first));
+                high = _mm256_or_ps(high, beyond(q, h + j, _mm256_extracti128_si256(sums[j], 1), second));
             }
         }
+        any |= mark(marks + i, n, low, high);
     }
-    return _mm256_movemask_ps(any) != 0;
+    return any;
 }
 
 void dp_avx2_init_signs(dp_kernels *k)

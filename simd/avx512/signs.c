@@ -1,6 +1,8 @@
 /* AVX-512 test of keys by their signs. A vector has four bytes of each of a group's 16 tokens; two groups and up to four heads
  * are summed in registers, in bytes as far as these hold the sums, and what is unpacked serves all heads. Clusters of 24
  * tokens, d 128, four heads: 3.7 ns a token, where products of bytes of zero and one with queries (VNNI) take 7.9. */
+#include <string.h>
+
 #include "avx512.h"
 
 #include "../lines.h"
@@ -83,11 +85,21 @@ DP_INLINE __mmask16 beyond(const dp_sign_queries *q, size_t h, size_t n, __m256i
     return _mm512_mask_cmp_ps_mask(dp_mask16(n), x, _mm512_set1_ps(q->limit[h]), _CMP_NLE_UQ);
 }
 
+/* Marks the tokens of two groups: bits of the even ones and of the odd ones. Those of earlier heads stay. */
+DP_INLINE void mark(uint8_t *marks, size_t n, int first_heads, __mmask16 even, __mmask16 odd)
+{
+    const __m512i pairs = _mm512_or_si512(_mm512_maskz_set1_epi32(even, 1), _mm512_maskz_set1_epi32(odd, 256));
+    const __m256i all = _mm512_cvtepi32_epi16(pairs);
+    const __m256i before = first_heads ? _mm256_setzero_si256() : _mm256_maskz_loadu_epi8(dp_mask32(n), marks);
+    _mm256_mask_storeu_epi8(marks, dp_mask32(n), _mm256_or_si256(before, all));
+}
+
 /* The kernel for `heads` heads from number h on; d is a constant where it is a usual one. */
-DP_INLINE int any_of(const dp_sign_queries *q, size_t h, const dp_sign_tokens *t, size_t d, size_t heads, int whole)
+DP_INLINE int any_of(const dp_sign_queries *q, size_t h, const dp_sign_tokens *t, uint8_t *marks, size_t d, size_t heads,
+                     int whole)
 {
     lines ahead = {(uintptr_t)t->ahead, h == 0 ? t->ahead_lines : 0}; /* the first heads fetch for all */
-    __mmask16 any = 0;
+    int any = 0;
     for (size_t i = 0; i < t->n; i += TOKENS) {
         const size_t left = t->n - i;
         const uint8_t *const a = t->signs + i / DP_SIGN_GROUP * 2 * d;
@@ -103,22 +115,26 @@ DP_INLINE int any_of(const dp_sign_queries *q, size_t h, const dp_sign_tokens *t
         const __m256i bytes = _mm256_maskz_loadu_epi8(dp_mask32(left), t->step + i);
         const __m512 even = steps_of(_mm256_and_si256(bytes, _mm256_set1_epi16(255)), t->step_base);
         const __m512 odd = steps_of(_mm256_srli_epi16(bytes, 8), t->step_base);
+        __mmask16 evens = 0, odds = 0;
         DP_UNROLL
-        for (size_t j = 0; j < heads; j++)
-            any |= beyond(q, h + j, (left + 1) / 2, _mm512_castsi512_si256(sums[j]), even) |
-                   beyond(q, h + j, left / 2, _mm512_extracti64x4_epi64(sums[j], 1), odd);
+        for (size_t j = 0; j < heads; j++) {
+            evens |= beyond(q, h + j, (left + 1) / 2, _mm512_castsi512_si256(sums[j]), even);
+            odds |= beyond(q, h + j, left / 2, _mm512_extracti64x4_epi64(sums[j], 1), odd);
+        }
+        mark(marks + i, left, h == 0, evens, odds);
+        any |= evens | odds;
     }
     return any != 0;
 }
 
 /* Each number of heads is a function of its own: inlined into one they would compete for registers. */
-typedef int heads_fn(const dp_sign_queries *q, size_t h, const dp_sign_tokens *t);
+typedef int heads_fn(const dp_sign_queries *q, size_t h, const dp_sign_tokens *t, uint8_t *marks);
 
 #define DP_SIGNS(name, d, heads, whole)                                                                                \
     static __attribute__((noinline)) int any_of_##heads##_##name(const dp_sign_queries *q, size_t h,                   \
-                                                                 const dp_sign_tokens *t)                              \
+                                                                 const dp_sign_tokens *t, uint8_t *marks)              \
     {                                                                                                                  \
-        return any_of(q, h, t, d, heads, whole);                                                                       \
+        return any_of(q, h, t, marks, d, heads, whole);                                                                \
     }
 #define DP_SIGNS_OF_ALL_HEADS(name, d, whole)                                                                          \
     DP_SIGNS(name, d, 1, whole)                                                                                        \
@@ -132,12 +148,13 @@ DP_SIGNS_OF_ALL_HEADS(64, 64, 1)
 DP_SIGNS_OF_ALL_HEADS(128, 128, 1)
 DP_SIGNS_OF_ALL_HEADS(other, q->d, 0)
 
-static int signs_exceed(const dp_sign_queries *q, const dp_sign_tokens *t)
+static int signs_exceed(const dp_sign_queries *q, const dp_sign_tokens *t, uint8_t *marks)
 {
     heads_fn *const *const by_heads = q->d == 64 ? by_heads_64 : q->d == 128 ? by_heads_128 : by_heads_other;
     int any = 0;
-    for (size_t h = 0; !any && h < q->heads; h += HEADS)
-        any = by_heads[(q->heads - h < HEADS ? q->heads - h : HEADS) - 1](q, h, t);
+    if (!q->heads) memset(marks, 0, t->n);
+    for (size_t h = 0; h < q->heads; h += HEADS)
+        any |= by_heads[(q->heads - h < HEADS ? q->heads - h : HEADS) - 1](q, h, t, marks);
     return any;
 }
 

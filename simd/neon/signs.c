@@ -55,7 +55,7 @@ DP_INLINE uint8x8_t beyond_of_8(const dp_sign_queries *q, size_t h, uint16x8_t s
     return vmovn_u16(vcombine_u16(vmovn_u32(low), vmovn_u32(high)));
 }
 
-static int signs_exceed(const dp_sign_queries *q, const dp_sign_tokens *t)
+static int signs_exceed(const dp_sign_queries *q, const dp_sign_tokens *t, uint8_t *marks)
 {
     static const uint8_t numbers[DP_SIGN_GROUP] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     lines ahead = {(uintptr_t)t->ahead, t->ahead_lines};
@@ -68,12 +68,16 @@ static int signs_exceed(const dp_sign_queries *q, const dp_sign_tokens *t)
         fetch_lines(&ahead, (2 * q->d + 63) / 64);
         unpacked group;
         unpack(t->signs + i / DP_SIGN_GROUP * 2 * q->d, q->d, &group);
+        uint8x16_t found = vdupq_n_u8(0);
         for (size_t h = 0; h < q->heads; h++) {
             const uint16x8x2_t sums = sum_group(q->table + h * 4 * q->d, q->d, &group);
-            const uint8x16_t found = vcombine_u8(beyond_of_8(q, h, sums.val[0], vget_low_u8(steps), t->step_base),
-                                                 beyond_of_8(q, h, sums.val[1], vget_high_u8(steps), t->step_base));
-            any = vorrq_u8(any, vandq_u8(asked, found));
+            found = vorrq_u8(found,
+                             vcombine_u8(beyond_of_8(q, h, sums.val[0], vget_low_u8(steps), t->step_base),
+                                         beyond_of_8(q, h, sums.val[1], vget_high_u8(steps), t->step_base)));
         }
+        any = vorrq_u8(any, vandq_u8(asked, found));
+        vst1q_u8(bytes, vandq_u8(found, vdupq_n_u8(1)));
+        memcpy(marks + i, bytes, n);
     }
     return vmaxvq_u8(any) != 0;
 }

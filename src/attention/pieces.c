@@ -145,24 +145,13 @@ void dp_pieces_all(const dp_step *step, dp_head_step *h)
     h->counts.bytes_rows += h->head->clustered * (f->key_bytes + f->value_bytes);
 }
 
-/* The first of the marks from number i on that is not 0, or n: few are. */
-static uint32_t next_wanted(const uint8_t *wanted, uint32_t i, uint32_t n)
-{
-    for (uint64_t eight; i + sizeof eight <= n; i += sizeof eight) {
-        memcpy(&eight, wanted + i, sizeof eight);
-        if (eight) break;
-    }
-    while (i < n && !wanted[i]) i++;
-    return i;
-}
-
 /* The tokens of a scanned cluster that are to be read; returns how many. */
 static uint32_t add_wanted(const dp_row_format *f, dp_head_step *h, const dp_segment *segment, uint32_t cluster,
                            const uint8_t *wanted)
 {
     const uint32_t n = dp_segment_size(segment, cluster);
     uint32_t all = 0;
-    for (uint32_t i = next_wanted(wanted, 0, n); i < n; i = next_wanted(wanted, i, n)) {
+    for (uint32_t i = (uint32_t)dp_next_mark(wanted, 0, n); i < n; i = (uint32_t)dp_next_mark(wanted, i, n)) {
         uint32_t length = 1;
         while (i + length < n && wanted[i + length]) length++;
         add_run(f, h, dp_run_from(dp_segment_run(segment, f, cluster), f, i), length);
@@ -178,12 +167,10 @@ static bool add_refined(const dp_row_format *f, dp_head_step *h, const dp_segmen
 {
     const uint32_t size = dp_segment_size(segment, cluster);
     uint32_t read = size;
-    if (flags & SELECT_REFINE) {
+    if (flags & SELECT_REFINE)
         add_cluster(f, h, segment, cluster);
-    } else {
+    else
         read = add_wanted(f, h, segment, cluster, wanted);
-        h->counts.bytes_codes += dp_segment_groups(segment, cluster) * dp_code_bytes(f);
-    }
     h->counts.clusters_refined++;
     h->counts.tokens_refined += read;
     return flags & SELECT_ESTIMATE && read < size;
@@ -220,6 +207,8 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
     }
     if (h->head->queries.settled) /* origin, and the factor's lower triangle */
         h->counts.bytes_centroids += f->key_dim * (f->key_dim + 3) / 2 * sizeof(float);
+    for (size_t i = 0; i < h->n_scanned; i++)
+        h->counts.bytes_codes += h->scanned[i].sign_groups * dp_sign_bytes(f) + h->scanned[i].code_groups * dp_code_bytes(f);
     h->n_estimated = n_estimated;
     h->estimates[h->head->n_segments] = (dp_estimates){.first = n_estimated, .position = (uint32_t)position};
     cut_items(step, h, first);

@@ -24,6 +24,7 @@ typedef struct dp_cluster_ref {
     uint32_t segment, cluster;
     uint32_t position;    /* of the cluster in the head's arrays */
     uint32_t first_token; /* of the cluster, counted over the head's clustered tokens in cluster order */
+    uint32_t sign_groups, code_groups; /* that the scan has read */
 } dp_cluster_ref;
 
 /* A unit of work of about even bytes: a range of a head's pieces, or of its estimated clusters. Its result goes to
@@ -107,6 +108,17 @@ static inline bool dp_any_of_8(const uint8_t *flags, uint8_t bits)
     uint64_t eight;
     memcpy(&eight, flags, sizeof eight);
     return (eight & 0x0101010101010101u * bits) != 0;
+}
+
+/* The first of the marks from number i on that is not 0, or n: few are. */
+static inline size_t dp_next_mark(const uint8_t *marks, size_t i, size_t n)
+{
+    for (uint64_t eight; i + sizeof eight <= n; i += sizeof eight) {
+        memcpy(&eight, marks + i, sizeof eight);
+        if (eight) break;
+    }
+    while (i < n && !marks[i]) i++;
+    return i;
 }
 
 typedef struct dp_step {

@@ -35,7 +35,7 @@ static signs_case random_case(size_t heads, size_t d, size_t n, contents kind, i
 }
 
 /* The call, its buffers at the end of their pages or somewhere else. */
-static int call(const signs_case *c, size_t run)
+static int call(const signs_case *c, size_t run, uint8_t *marks)
 {
     const dp_sign_queries q = {.heads = c->heads,
                                .d = c->d,
@@ -49,7 +49,7 @@ static int call(const signs_case *c, size_t run)
                                    .n = c->n,
                                    .ahead = (const void *)(uintptr_t)(run * 64), /* nobody's memory */
                                    .ahead_lines = run * random_below(100)};
-    return kernels.signs_exceed(&q, &tokens);
+    return kernels.signs_exceed(&q, &tokens, marks);
 }
 
 /* (factor * step) * (the exact sum of token t - centre). */
@@ -69,34 +69,45 @@ static float expected_logit(const signs_case *c, size_t h, size_t t)
     return factor * above;
 }
 
-/* Limits at the heads' largest logits are kept; one of them a bit lower is not, nor is one of NaN. */
-typedef enum change { NONE, LOWER, INFINITE, NOT_A_NUMBER, CHANGES } change;
+/* Limits at the heads' largest logits are kept; a bit below the largest but one, or anything below NaN, is not. */
+typedef enum change { NONE, LOWER, MIDDLE, INFINITE, NOT_A_NUMBER, CHANGES } change;
 
-static void check(const signs_case *c, change of_one)
+static void set_limits(const signs_case *c, change of_one)
 {
-    int nan = 0;
     for (size_t h = 0; h < c->heads; h++) {
         c->limit[h] = -INFINITY;
         for (size_t i = 0; i < c->n; i++) {
             const float logit = expected_logit(c, h, i);
-            nan |= logit != logit;
             if (logit > c->limit[h]) c->limit[h] = logit;
         }
     }
-    int expected = nan;
-    if (c->heads && c->n) {
-        float *const limit = c->limit + random_below(c->heads);
-        if (of_one == LOWER) {
-            expected |= *limit > -INFINITY;
-            *limit = nextafterf(*limit, -INFINITY);
-        } else if (of_one == INFINITE) {
-            *limit = INFINITY;
-        } else if (of_one == NOT_A_NUMBER) {
-            expected = 1;
-            *limit = NAN;
-        }
+    if (!c->heads || !c->n) return;
+    const size_t h = random_below(c->heads);
+    if (of_one == LOWER)
+        c->limit[h] = nextafterf(c->limit[h], -INFINITY);
+    else if (of_one == MIDDLE)
+        c->limit[h] = expected_logit(c, h, random_below(c->n));
+    else if (of_one == INFINITE)
+        c->limit[h] = INFINITY;
+    else if (of_one == NOT_A_NUMBER)
+        c->limit[h] = NAN;
+}
+
+static void check(const signs_case *c, change of_one)
+{
+    set_limits(c, of_one);
+    uint8_t *const expected = allocate(c->n);
+    int any = 0;
+    for (size_t i = 0; i < c->n; i++) {
+        expected[i] = 0;
+        for (size_t h = 0; h < c->heads; h++) expected[i] |= !(expected_logit(c, h, i) <= c->limit[h]);
+        any |= expected[i];
     }
-    for (size_t run = 0; run < 2; run++) expect_near("any beyond its limit", run, (float)call(c, run), expected, 0);
+    for (size_t run = 0; run < 2; run++) {
+        uint8_t *const marks = place(NULL, c->n, run * random_shift(1));
+        expect_near("any beyond its limit", run, (float)call(c, run, marks), any, 0);
+        expect_same("marks", marks, expected, c->n);
+    }
 }
 
 START_TEST(signs_of_all_shapes)
