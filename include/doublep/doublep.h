@@ -189,7 +189,7 @@ typedef struct dp_sequence_config {
                                        and the rows of the few tokens that matter; 0: refining reads all rows of the cluster */
     float cluster_growth;           /* a segment that begins at token t > 32768 has tokens_per_cluster * (t / 32768)^this
                                        tokens a cluster, rounded down, at most 256, and is as many times longer (at most
-                                       65536 tokens), so that a step's work grows slower than the context; default 0.5, 0
+                                       65536 tokens), so that a step's work grows slower than the context; default 0.6, 0
                                        to 1; 0: as many everywhere (the paper's form) */
     float softcap;                  /* soft cap c of the logits, finite: they are c * tanh(scale * q.k / c), not scale * q.k,
                                        everywhere, as in Gemma 2 (arXiv 2408.00118, c = 50 there); 0 (default): none */
@@ -437,7 +437,7 @@ typedef struct dp_attention_params {
     uint32_t struct_size;
     dp_method method;     /* default DP_DOUBLE_P */
     dp_refine refine;     /* default DP_REFINE_BUDGET */
-    float p1;             /* default 0.98; 0 to 1 */
+    float p1;             /* default 0.95; 0 to 1 */
     float p2;             /* default 0.7; 0 to p1; DP_REFINE_TOP_P only */
     float epsilon;        /* default 0.07; 0 to 1; DP_REFINE_BUDGET only; 0 refines all that stage 1 keeps */
     uint32_t sink;        /* at least so many first tokens are exact; default 0: those of the sequence's config */

@@ -10,7 +10,7 @@ void dp_attention_params_init(dp_attention_params *params)
     params->struct_size = sizeof *params;
     params->method = DP_DOUBLE_P;
     params->refine = DP_REFINE_BUDGET;
-    params->p1 = 0.98f;
+    params->p1 = 0.95f;
     params->p2 = 0.7f;
     params->epsilon = 0.07f;
     params->min_context = 2048;

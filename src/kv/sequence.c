@@ -29,7 +29,7 @@ void dp_sequence_config_init(dp_sequence_config *config)
     config->query_metric = 0.5f;
     config->query_origin = 1.0f;
     config->key_codes = 1;
-    config->cluster_growth = 0.5f;
+    config->cluster_growth = 0.6f;
 }
 
 void dp_sequence_config_set_paper(dp_sequence_config *config)

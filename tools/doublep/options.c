@@ -18,7 +18,7 @@ static const struct argp_option options_list[] = {
     {"attention", KEY_ATTENTION, "METHOD", 0, "dense, double-p (default), or both as dense,double-p", 2},
     {"both", KEY_BOTH, NULL, 0, "The same as --attention dense,double-p: one prefill, then both answers", 2},
     {"epsilon", KEY_EPSILON, "E", 0, "Error budget: refine clusters until the expected error is below E (default 0.07)", 2},
-    {"p1", KEY_P1, "X", 0, "Share of the softmax mass that stage 1 keeps (default 0.98)", 2},
+    {"p1", KEY_P1, "X", 0, "Share of the softmax mass that stage 1 keeps (default 0.95)", 2},
     {"p2", KEY_P2, "Y", 0, "Refine by mass instead of the error budget: the clusters that hold the share Y", 2},
     {"paper", KEY_PAPER, NULL, 0, "The paper's form: p1 0.95, p2 0.7, spherical clusters, nothing that we added", 2},
     {NULL, 0, NULL, 0, "Machine:", 3},
