@@ -416,10 +416,12 @@ typedef enum dp_refine {
  *                         e_i = exp(2 m_i) min(exp(2 sigma_i^2) - 1, 100000 s_i),
  *                       clusters (those that stage 1 dropped, too) in order of the sum over the group's query heads of
  *                       e_i / (epsilon * T)^2 by cost, until that sum over the clusters that are left is at most one per
- *                       query head. With key_codes, of a refined cluster of several tokens first the signs of k - c_i are
- *                       read; if by these, or by the estimate, one of its tokens may have more than 0.3 epsilon^2 of the mass
- *                       for some query head of the group, then their four bits, and the rows of those tokens that do have
- *                       more; the others contribute their estimated mass * v_i. Without key_codes all rows are read
+ *                       query head. With key_codes, of a refined cluster of several tokens those are looked for that have
+ *                       more than l = 0.3 epsilon^2 of the mass for some query head of the group: not at all where that
+ *                       takes more than 3.25 deviations of the cluster's logits and exp(m_i) is at most 3 l T; else by the
+ *                       signs of k - c_i, or where it takes less than 2.5 deviations or exp(m_i) is more, by all four bits;
+ *                       then of those that may have it by their signs by all four bits. Rows of those that have it are read;
+ *                       the other tokens contribute their estimated mass * v_i. Without key_codes all rows are read
  *     DP_REFINE_TOP_P:  the smallest set with E + mass >= p2 * T
  *   the others of the set contribute exp(m_i) * v_i; clusters outside it are dropped.
  * Inside a cluster values go with keys, so that v_i should move with the query. It moves alike in all clusters of a segment

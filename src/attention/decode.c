@@ -67,10 +67,11 @@ static void carve_step(dp_step *step, dp_scratch *scratch)
         plan.sign_table = dp_scratch_take(scratch, rows * 4 * s->format.key_dim);
         plan.sign_centre = dp_scratch_take(scratch, rows * sizeof *plan.sign_centre);
         plan.sign_factor = dp_scratch_take(scratch, rows * sizeof *plan.sign_factor);
-        plan.sign_error = dp_scratch_take(scratch, rows * sizeof *plan.sign_error);
+        plan.deviation = dp_scratch_take(scratch, rows * sizeof *plan.deviation);
         plan.total = dp_scratch_take(scratch, rows * sizeof *plan.total);
         plan.token_limit = dp_scratch_take(scratch, rows * sizeof *plan.token_limit);
         plan.logit_limit = dp_scratch_take(scratch, rows * sizeof *plan.logit_limit);
+        plan.mean_logit = dp_scratch_take(scratch, rows * sizeof *plan.mean_logit);
         plan.scanned = dp_scratch_take(scratch, (scannable ? plan.n_positions : 0) * sizeof *plan.scanned);
         plan.wanted = dp_scratch_take(scratch, scannable);
         plan.estimated = dp_scratch_take(scratch, plan.n_positions * sizeof *plan.estimated);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "attention/step.h"
+#include "simd/half.h"
 
 enum {
     CLUSTERS_PER_TASK = 32,
@@ -73,12 +74,17 @@ static void tabulate_query(const dp_step *step, dp_head_step *h, size_t row)
     /* Of all elements with signs: sum of q sign = 2 (sum of the positive ones' q) - sum of q = 2 unit * table - sum of |q|. */
     h->sign_centre[row] = 0.5f * all * inverse;
     h->sign_factor[row] = inverse > 0 ? 2.0f * unit * SIGN_STEP * step->sequence->scale : 0.0f;
-    h->sign_error[row] = SIGN_ERROR * sqrtf(h->variance[row]);
 }
 
 /* Signs are a quarter of the codes' bytes, and acquit less than a quarter of the clusters whose limit for a token is fewer
  * deviations than this above the centroid: they are not left to the signs either. */
 static const float NEAR = 2.5f;
+
+/* Further above the centroid no token is looked for: one in thousands would be found. 36 prompts of 32K tokens: an error of
+ * 0.0412 and a KL of 0.0009 with it, 0.0412 and 0.0008 without, for 3.43 and 3.62 % of dense attention's bytes; at 3 the error
+ * is 0.0413, at 2.9 the KL rises to 0.003. Synthetic keys, 1M tokens: a step takes 4.5 ms with it, 6.5 without, at the same
+ * error. */
+static const float REACH = 3.25f;
 
 /* The logit that a soft cap, if there is one, makes this one of. */
 static float uncapped(float logit, float cap)
@@ -87,7 +93,49 @@ static float uncapped(float logit, float cap)
     return logit >= cap ? INFINITY : logit <= -cap ? -INFINITY : cap * atanhf(logit / cap);
 }
 
-void dp_scan_plan(const dp_step *step, dp_head_step *h)
+static float centroid_logit(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, const float *base,
+                            size_t row)
+{
+    return base[row] + step->sequence->scale * h->score[row * h->n_positions + ref->position];
+}
+
+/* Logits of the mean key of a segment, where it is another than the one before. */
+static void settle_base(const dp_step *step, const dp_head_step *h, uint32_t segment, uint32_t *settled, float *base)
+{
+    if (segment == *settled) return;
+    *settled = segment;
+    const size_t dim = step->sequence->format.key_dim;
+    const float *const mean = h->head->segments[segment].mean_key;
+    for (size_t r = 0; r < step->rows; r++)
+        base[r] = step->sequence->scale * step->kernels->dot(h->q + r * dim, mean, dim);
+}
+
+/* What a row's logits of a cluster's tokens are known to be about: how far a token must be above the centroid to be worth
+ * reading, and the deviation of the logits from the centroid's. */
+typedef struct outlook {
+    float above, deviation;
+} outlook;
+
+/* spread: the square root of the cluster's dispersion. */
+static outlook outlook_for(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, const float *base,
+                           float spread, size_t row)
+{
+    return (outlook){h->logit_limit[row] - centroid_logit(step, h, ref, base, row), h->deviation[row] * spread};
+}
+
+static float spread_of(const dp_head_step *h, const dp_cluster_ref *ref)
+{
+    return sqrtf(dp_f32_from_bf16(h->head->segments[ref->segment].spread[ref->cluster]));
+}
+
+/* Whether a cluster's estimate is more than what a token needs by so much that tokens of middling weight matter. */
+static bool is_heavy(const dp_head_step *h, const dp_cluster_ref *ref, size_t row)
+{
+    return !(h->mass[row * h->n_positions + ref->position] <= CLUSTER_SHARE * h->token_limit[row]);
+}
+
+/* The clusters that selection wants looked at. */
+static void list_looked(dp_head_step *h)
 {
     h->n_scanned = 0;
     size_t position = 0, token = 0;
@@ -103,16 +151,46 @@ void dp_scan_plan(const dp_step *step, dp_head_step *h)
                                                           .cluster = c,
                                                           .position = (uint32_t)position + c,
                                                           .first_token = (uint32_t)token + segment->offset[c]};
-            h->counts.bytes_codes += dp_segment_size(segment, c) * sizeof *segment->code_step + 1;
         }
         position += (size_t)segment->n_panels * DP_PANEL;
         token += dp_segment_stale(segment) ? 0 : segment->n_tokens;
     }
+}
+
+/* Of these, those that have a token in reach, as far as that can be expected. */
+static void keep_in_reach(const dp_step *step, dp_head_step *h)
+{
+    uint32_t settled = UINT32_MAX;
+    size_t kept = 0;
+    for (size_t i = 0; i < h->n_scanned; i++) {
+        const dp_cluster_ref *const ref = &h->scanned[i];
+        settle_base(step, h, ref->segment, &settled, h->mean_logit);
+        const float spread = spread_of(h, ref);
+        bool reached = false;
+        for (size_t r = 0; r < step->rows; r++) {
+            const outlook o = outlook_for(step, h, ref, h->mean_logit, spread, r);
+            reached |= is_heavy(h, ref, r) || !(o.above > REACH * o.deviation);
+        }
+        if (!reached) continue;
+        const dp_segment *const segment = &h->head->segments[ref->segment];
+        h->counts.bytes_codes += dp_segment_size(segment, ref->cluster) * sizeof *segment->code_step + 1;
+        h->scanned[kept++] = *ref;
+    }
+    h->n_scanned = kept;
+}
+
+void dp_scan_plan(const dp_step *step, dp_head_step *h)
+{
+    list_looked(h);
     const float share = TOKEN_SHARE * step->params.epsilon * step->params.epsilon;
     for (size_t r = 0; h->n_scanned && r < step->rows; r++) {
-        round_query(step, h, r);
         h->token_limit[r] = share * h->total[r];
         h->logit_limit[r] = uncapped(h->reference[r] + logf(h->token_limit[r]), step->sequence->config.softcap);
+        h->deviation[r] = sqrtf(h->variance[r]);
+    }
+    keep_in_reach(step, h);
+    for (size_t r = 0; h->n_scanned && r < step->rows; r++) {
+        round_query(step, h, r);
         tabulate_query(step, h, r);
     }
 }
@@ -203,26 +281,16 @@ static uint32_t step_base(const dp_segment *segment, uint32_t cluster)
     return (uint32_t)segment->code_base[cluster] << 23;
 }
 
-static float centroid_logit(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, const float *base,
-                            size_t row)
-{
-    return base[row] + step->sequence->scale * h->score[row * h->n_positions + ref->position];
-}
-
 /* What the signs of a cluster's tokens' keys, less the centroid, may say for each row: where the elements are normal, they tell a
  * logit to SIGN_ERROR of its deviation. False where they need not be asked. */
 static bool set_limits(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, const scan_scratch *w)
 {
-    float spread;
-    step->kernels->to_f32[DP_BF16](&spread, h->head->segments[ref->segment].spread + ref->cluster, 1);
-    const float deviation = sqrtf(spread);
+    const float spread = spread_of(h, ref);
     bool ask = true;
     for (size_t r = 0; r < step->rows; r++) {
-        const float above = h->logit_limit[r] - centroid_logit(step, h, ref, w->base, r);
-        const float unsure = h->sign_error[r] * deviation;
-        ask &= h->mass[r * h->n_positions + ref->position] <= CLUSTER_SHARE * h->token_limit[r] &&
-               !(above < NEAR / SIGN_ERROR * unsure);
-        w->limit[r] = above - unsure;
+        const outlook o = outlook_for(step, h, ref, w->base, spread, r);
+        ask &= !is_heavy(h, ref, r) && !(o.above < NEAR * o.deviation);
+        w->limit[r] = o.above - SIGN_ERROR * o.deviation;
     }
     return ask;
 }
@@ -334,17 +402,6 @@ static void scan_cluster(const dp_step *step, const dp_head_step *h, dp_cluster_
         *mass = w->left[r] + (rest > 0 ? rest * *mass : 0.0f);
     }
     h->flags[ref->position] |= SELECT_ESTIMATE | SELECT_SCAN;
-}
-
-/* Logits of the mean key of a segment, where it is another than the one before. */
-static void settle_base(const dp_step *step, const dp_head_step *h, uint32_t segment, uint32_t *settled, float *base)
-{
-    if (segment == *settled) return;
-    *settled = segment;
-    const size_t dim = step->sequence->format.key_dim;
-    const float *const mean = h->head->segments[segment].mean_key;
-    for (size_t r = 0; r < step->rows; r++)
-        base[r] = step->sequence->scale * step->kernels->dot(h->q + r * dim, mean, dim);
 }
 
 /* The bytes that go with both signs and codes: a line or two, not worth handing out. */

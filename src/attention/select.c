@@ -49,6 +49,19 @@ static float floor_threshold(const float *mass, size_t n, uint32_t n_wanted, flo
     return found;
 }
 
+/* Fetches what selection reads of a segment: arrays too short for the hardware's prefetcher. */
+static void prefetch_clusters(const dp_segment *segment, size_t key_dim)
+{
+    enum { LINE = 64 };
+    const size_t n = segment->n_clusters;
+    for (size_t i = 0; i < n; i += LINE / sizeof *segment->size) {
+        __builtin_prefetch(segment->size + i);
+        __builtin_prefetch(segment->spread + i);
+    }
+    for (size_t i = 0; i <= n; i += LINE / sizeof *segment->offset) __builtin_prefetch(segment->offset + i);
+    for (size_t i = 0; i < key_dim; i += LINE / sizeof *segment->mean_key) __builtin_prefetch(segment->mean_key + i);
+}
+
 /* Masses and expected errors of one query row; returns the mass of the clusters and of the exact tokens. */
 static void measure(const dp_step *step, dp_head_step *h, size_t row, double *clusters, double *exact)
 {
@@ -71,6 +84,7 @@ static void measure(const dp_step *step, dp_head_step *h, size_t row, double *cl
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const dp_segment *const segment = &h->head->segments[s];
         const size_t n = (size_t)segment->n_panels * DP_PANEL;
+        if (row == 0 && s + 1 < h->head->n_segments) prefetch_clusters(segment + 1, step->sequence->format.key_dim);
         const uint16_t *const spread = capped ? h->spread + at + position : segment->spread;
         *clusters += step->kernels->cluster_mass(h->mass + at + position, segment->size, spread, n, reference,
                                                  h->variance[row], h->mass + at + position, h->error + position);

@@ -78,11 +78,12 @@ typedef struct dp_head_step {
     float *code_factor;               /* [rows] scale included */
     int32_t *sum_of_codes;            /* [rows] */
     uint8_t *sign_table;              /* [rows] the queries for the scan of the signs, see dp_sign_queries, with */
-    float *sign_centre, *sign_factor; /* [rows] likewise; and */
-    float *sign_error;                /* [rows] times the square root of a dispersion, by how much they are off */
+    float *sign_centre, *sign_factor; /* [rows] likewise */
+    float *deviation;                 /* [rows] times the square root of a dispersion, that of a cluster's logits */
     float *total;                     /* [rows] T, in units of exp(reference) */
     float *token_limit;               /* [rows] mass above which a scanned token is read */
     float *logit_limit;               /* [rows] the logit that has this mass, before a soft cap */
+    float *mean_logit;                /* [rows] of the mean key of the segment at work */
     dp_cluster_ref *scanned;          /* clusters to be looked at */
     size_t n_scanned;
     uint8_t *wanted;         /* [clustered tokens] by first_token: 1 where a token of a scanned cluster is to be read */

@@ -147,7 +147,44 @@ typedef struct scan_counts {
     size_t wanted, left; /* tokens */
     size_t by_signs;     /* wanted ones of clusters whose signs were read */
     size_t missed;       /* by them */
+    size_t unreached;    /* tokens of clusters that were to be looked at, but have none in reach */
+    size_t lost;         /* those of them that have it all the same */
 } scan_counts;
+
+/* The largest mass of a token for any query, in units of the limit; how far the scan may be off. */
+static double largest_mass(const dp_step *step, const dp_head_step *h, const dp_segment *segment, uint32_t cluster,
+                           uint32_t row, double *off)
+{
+    double most = 0;
+    *off = 0;
+    for (size_t r = 0; r < 2; r++) {
+        *off = fmax(*off, logit_error(step, h, segment, cluster, row, r));
+        most = fmax(most, true_mass(step, h, segment, row, r) / h->token_limit[r]);
+    }
+    return most;
+}
+
+/* Selected clusters that the scan has passed over. */
+static void check_unreached(const dp_step *step, const dp_head_step *h, scan_counts *counts)
+{
+    size_t position = 0, next = 0;
+    for (uint32_t s = 0; s < h->head->n_segments; s++) {
+        const dp_segment *const segment = &h->head->segments[s];
+        for (uint32_t c = 0; c < segment->n_clusters; c++) {
+            const bool looked = (h->flags[position + c] & (SELECT_LOOK | SELECT_REFINE)) == SELECT_LOOK;
+            const bool scanned = next < h->n_scanned && h->scanned[next].position == position + c;
+            next += scanned;
+            ck_assert(looked || !scanned);
+            for (uint32_t row = segment->offset[c]; looked && !scanned && row < segment->offset[c + 1]; row++) {
+                double off;
+                counts->lost += largest_mass(step, h, segment, c, row, &off) > 1;
+                counts->unreached++;
+            }
+        }
+        position += (size_t)segment->n_panels * DP_PANEL;
+    }
+    ck_assert_uint_eq(next, h->n_scanned);
+}
 
 /* What the scan of a step found, against the tokens' own keys. Where signs chose the tokens it may miss some, and counts a part
  * of those left at their estimate. */
@@ -155,6 +192,7 @@ static void check_scan(void *user, const dp_step *step)
 {
     const dp_head_step *const h = &step->heads[0];
     scan_counts *const counts = user;
+    check_unreached(step, h, counts);
     for (size_t i = 0; i < h->n_scanned; i++) {
         const dp_cluster_ref *const ref = &h->scanned[i];
         if (!(h->flags[ref->position] & SELECT_SCAN)) continue;
@@ -162,13 +200,12 @@ static void check_scan(void *user, const dp_step *step)
         double left[2] = {0}, bound[2] = {0};
         for (uint32_t row = segment->offset[ref->cluster]; row < segment->offset[ref->cluster + 1]; row++) {
             const bool wanted = h->wanted[ref->first_token + row - segment->offset[ref->cluster]];
-            double most = 0, off = 0; /* largest mass in units of the limit; how far it may be off */
-            for (size_t r = 0; r < 2; r++) {
+            double off;
+            const double most = largest_mass(step, h, segment, ref->cluster, row, &off);
+            for (size_t r = 0; r < 2 && !wanted; r++) {
                 const double mass = true_mass(step, h, segment, row, r);
-                off = fmax(off, logit_error(step, h, segment, ref->cluster, row, r));
-                most = fmax(most, mass / h->token_limit[r]);
-                if (!wanted) left[r] += mass;
-                if (!wanted) bound[r] += mass * expm1(logit_error(step, h, segment, ref->cluster, row, r));
+                left[r] += mass;
+                bound[r] += mass * expm1(logit_error(step, h, segment, ref->cluster, row, r));
             }
             if (wanted) ck_assert_double_gt(most, exp(-off));
             const bool missed = most > exp(off) && !wanted;
@@ -240,6 +277,8 @@ START_TEST(signs_find_most_of_them)
     }
     ck_assert_uint_gt(counts.by_signs, 50);
     ck_assert_uint_le(counts.missed, counts.by_signs / 10);
+    ck_assert_uint_gt(counts.unreached, 1000);
+    ck_assert_uint_le(counts.lost, counts.unreached / 1000);
     close_fixture(&f);
 }
 END_TEST
