@@ -86,13 +86,25 @@ static void carve_step(dp_step *step, dp_scratch *scratch)
     step->task_max = dp_scratch_take(scratch, step->n_tasks * rows * sizeof *step->task_max);
 }
 
+/* Pages of their own for all threads, used from the same place on. A load of a row waits for a store whose address has the same
+ * last bits: dense attention at 128K tokens, two threads, takes 19.5 ms from here on, 19.9 to 21.1 from other places, and up to
+ * 22.5 wherever the memory happens to be. */
+static void take_thread_scratch(batch *b, dp_scratch *scratch)
+{
+    enum { PAGE = 4096, START = 3072 };
+    b->thread_bytes = (b->thread_bytes + PAGE - 1) / PAGE * PAGE;
+    const uintptr_t taken =
+        (uintptr_t)dp_scratch_take(scratch, 2 * PAGE + b->thread_bytes * (size_t)dp_team_size(b->runtime));
+    b->thread_scratch = (char *)((taken + PAGE - 1) / PAGE * PAGE + START);
+}
+
 /* Likewise, what the batch has besides. */
 static void carve_batch(batch *b, dp_scratch *scratch)
 {
     b->units = dp_scratch_take(scratch, b->n_units * sizeof *b->units);
     b->first_unit = dp_scratch_take(scratch, ((size_t)b->n_arenas + 1) * sizeof *b->first_unit);
     b->tickets = dp_scratch_take(scratch, STAGES * (size_t)b->n_arenas * sizeof *b->tickets);
-    b->thread_scratch = dp_scratch_take(scratch, b->thread_bytes * (size_t)dp_team_size(b->runtime));
+    take_thread_scratch(b, scratch);
 }
 
 /* Collects the queries by KV head, and lists what is known before any work. */
