@@ -71,7 +71,7 @@ static void carve_step(dp_step *step, dp_scratch *scratch)
         plan.total = dp_scratch_take(scratch, rows * sizeof *plan.total);
         plan.token_limit = dp_scratch_take(scratch, rows * sizeof *plan.token_limit);
         plan.logit_limit = dp_scratch_take(scratch, rows * sizeof *plan.logit_limit);
-        plan.mean_logit = dp_scratch_take(scratch, rows * sizeof *plan.mean_logit);
+        plan.mean_logit = dp_scratch_take(scratch, head->n_segments * rows * sizeof *plan.mean_logit);
         plan.scanned = dp_scratch_take(scratch, (scannable ? plan.n_positions : 0) * sizeof *plan.scanned);
         plan.wanted = dp_scratch_take(scratch, scannable);
         plan.estimated = dp_scratch_take(scratch, plan.n_positions * sizeof *plan.estimated);

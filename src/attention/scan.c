@@ -3,14 +3,14 @@
 #include <math.h>
 #include <string.h>
 
+#include "attention/lines.h"
 #include "attention/step.h"
 #include "simd/half.h"
 
 enum {
     CLUSTERS_PER_TASK = 32,
     BATCH_TOKENS = 64,
-    AHEAD = 2, /* clusters whose signs are fetched before they are needed */
-    LINE = 64
+    AHEAD = 2 /* clusters whose signs are fetched before they are needed */
 };
 
 /* Tokens with a larger share of the mass than TOKEN_SHARE * epsilon^2 are read, for any query row. Values of different tokens
@@ -26,6 +26,16 @@ static const float SIGN_STEP = 4.65f, SIGN_ERROR = 0.6f;
 /* A cluster that is estimated at so many times what a token needs to be read is not left to the signs: many tokens of middling
  * weight are worth their codes, too (KL of copying a text, 32K: 0.0093 without, 0.0054 with). */
 static const float CLUSTER_SHARE = 3;
+
+/* Signs are a quarter of the codes' bytes, and acquit less than a quarter of the clusters whose limit for a token is fewer
+ * deviations than this above the centroid: they are not left to the signs either. */
+static const float NEAR = 2.5f;
+
+/* Further above the centroid no token is looked for: one in thousands would be found. 36 prompts of 32K tokens: an error of
+ * 0.0412 and a KL of 0.0009 with it, 0.0412 and 0.0008 without, for 3.43 and 3.62 % of dense attention's bytes; at 3 the error
+ * is 0.0413, at 2.9 the KL rises to 0.003. Synthetic keys, 1M tokens: a step takes 4.5 ms with it, 6.5 without, at the same
+ * error. */
+static const float REACH = 3.25f;
 
 /* Queries in eight bits, 0.4 % of a logit's deviation where the codes have 10 %, as the kernels want them. */
 static void round_query(const dp_step *step, dp_head_step *h, size_t row)
@@ -76,16 +86,6 @@ static void tabulate_query(const dp_step *step, dp_head_step *h, size_t row)
     h->sign_factor[row] = inverse > 0 ? 2.0f * unit * SIGN_STEP * step->sequence->scale : 0.0f;
 }
 
-/* Signs are a quarter of the codes' bytes, and acquit less than a quarter of the clusters whose limit for a token is fewer
- * deviations than this above the centroid: they are not left to the signs either. */
-static const float NEAR = 2.5f;
-
-/* Further above the centroid no token is looked for: one in thousands would be found. 36 prompts of 32K tokens: an error of
- * 0.0412 and a KL of 0.0009 with it, 0.0412 and 0.0008 without, for 3.43 and 3.62 % of dense attention's bytes; at 3 the error
- * is 0.0413, at 2.9 the KL rises to 0.003. Synthetic keys, 1M tokens: a step takes 4.5 ms with it, 6.5 without, at the same
- * error. */
-static const float REACH = 3.25f;
-
 /* The logit that a soft cap, if there is one, makes this one of. */
 static float uncapped(float logit, float cap)
 {
@@ -93,21 +93,18 @@ static float uncapped(float logit, float cap)
     return logit >= cap ? INFINITY : logit <= -cap ? -INFINITY : cap * atanhf(logit / cap);
 }
 
-static float centroid_logit(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, const float *base,
-                            size_t row)
+static void take_mean_logits(const dp_step *step, dp_head_step *h, uint32_t segment)
 {
-    return base[row] + step->sequence->scale * h->score[row * h->n_positions + ref->position];
-}
-
-/* Logits of the mean key of a segment, where it is another than the one before. */
-static void settle_base(const dp_step *step, const dp_head_step *h, uint32_t segment, uint32_t *settled, float *base)
-{
-    if (segment == *settled) return;
-    *settled = segment;
     const size_t dim = step->sequence->format.key_dim;
     const float *const mean = h->head->segments[segment].mean_key;
     for (size_t r = 0; r < step->rows; r++)
-        base[r] = step->sequence->scale * step->kernels->dot(h->q + r * dim, mean, dim);
+        h->mean_logit[segment * step->rows + r] = step->sequence->scale * step->kernels->dot(h->q + r * dim, mean, dim);
+}
+
+static float centroid_logit(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, size_t row)
+{
+    return h->mean_logit[ref->segment * step->rows + row] +
+           step->sequence->scale * h->score[row * h->n_positions + ref->position];
 }
 
 /* What a row's logits of a cluster's tokens are known to be about: how far a token must be above the centroid to be worth
@@ -117,10 +114,10 @@ typedef struct outlook {
 } outlook;
 
 /* spread: the square root of the cluster's dispersion. */
-static outlook outlook_for(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, const float *base,
-                           float spread, size_t row)
+static outlook outlook_for(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, float spread,
+                           size_t row)
 {
-    return (outlook){h->logit_limit[row] - centroid_logit(step, h, ref, base, row), h->deviation[row] * spread};
+    return (outlook){h->logit_limit[row] - centroid_logit(step, h, ref, row), h->deviation[row] * spread};
 }
 
 static float spread_of(const dp_head_step *h, const dp_cluster_ref *ref)
@@ -160,15 +157,16 @@ static void list_looked(dp_head_step *h)
 /* Of these, those that have a token in reach, as far as that can be expected. */
 static void keep_in_reach(const dp_step *step, dp_head_step *h)
 {
-    uint32_t settled = UINT32_MAX;
+    uint32_t segment_before = UINT32_MAX;
     size_t kept = 0;
     for (size_t i = 0; i < h->n_scanned; i++) {
         const dp_cluster_ref *const ref = &h->scanned[i];
-        settle_base(step, h, ref->segment, &settled, h->mean_logit);
+        if (ref->segment != segment_before) take_mean_logits(step, h, ref->segment);
+        segment_before = ref->segment;
         const float spread = spread_of(h, ref);
         bool reached = false;
         for (size_t r = 0; r < step->rows; r++) {
-            const outlook o = outlook_for(step, h, ref, h->mean_logit, spread, r);
+            const outlook o = outlook_for(step, h, ref, spread, r);
             reached |= is_heavy(h, ref, r) || !(o.above > REACH * o.deviation);
         }
         if (!reached) continue;
@@ -200,12 +198,8 @@ size_t dp_scan_count_tasks(const dp_head_step *h)
     return (h->n_scanned + CLUSTERS_PER_TASK - 1) / CLUSTERS_PER_TASK;
 }
 
-/* What the scan of a cluster's signs leads to. */
-typedef enum verdict { NONE_SUSPECT, SOME_SUSPECT, ALL_SUSPECT } verdict;
-
 /* A thread's memory. */
 typedef struct scan_scratch {
-    float *base;      /* [rows] logits of the segment's mean key */
     float *limit;     /* [rows] what a token's logit may be above the centroid's, by signs */
     float *centroid;  /* [rows] its logit */
     float *reference; /* [rows] less that where there is no soft cap */
@@ -215,7 +209,7 @@ typedef struct scan_scratch {
 
 size_t dp_scan_scratch_bytes(const dp_step *step)
 {
-    return step->rows * (5 + BATCH_TOKENS) * sizeof(float);
+    return step->rows * (4 + BATCH_TOKENS) * sizeof(float);
 }
 
 /* Tokens of a cluster: those from number `first` of the segment on. */
@@ -234,44 +228,26 @@ static size_t groups_of(run tokens)
     return (tokens.first % DP_CODE_GROUP + tokens.n + DP_CODE_GROUP - 1) / DP_CODE_GROUP;
 }
 
-/* Lines of the cache. */
-typedef struct lines {
-    const void *first;
-    size_t n;
-} lines;
-
-/* All that have a byte of it. */
-static lines lines_of(const void *x, size_t bytes)
+/* A cluster's signs, and its codes where none are read by their signs; none without a cluster. */
+static dp_lines lines_of_signs(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref)
 {
-    const uintptr_t begin = (uintptr_t)x & ~(uintptr_t)(LINE - 1); /* before x */
-    return (lines){(const void *)begin, bytes ? ((uintptr_t)x + bytes - begin + LINE - 1) / LINE : 0};
-}
-
-static void prefetch(lines l)
-{
-    for (size_t i = 0; i < l.n; i++) __builtin_prefetch((const void *)((uintptr_t)l.first + i * LINE), 0, 2);
-}
-
-/* A cluster's signs and codes; none without a cluster. */
-static lines lines_of_signs(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref)
-{
-    if (!ref) return (lines){0};
+    if (!ref) return (dp_lines){0};
     const dp_segment *const segment = &h->head->segments[ref->segment];
     const size_t bytes = dp_sign_bytes(&step->sequence->format);
-    return lines_of(segment->signs + dp_segment_sign_group(segment, ref->cluster) * bytes,
+    return dp_lines_of(segment->signs + dp_segment_sign_group(segment, ref->cluster) * bytes,
                     dp_segment_sign_groups(segment, ref->cluster) * bytes);
 }
 
 /* Those of the codes of some tokens, and of all of a cluster. */
-static lines lines_of_groups(const dp_step *step, const dp_segment *segment, run tokens)
+static dp_lines lines_of_groups(const dp_step *step, const dp_segment *segment, run tokens)
 {
     const size_t bytes = dp_code_bytes(&step->sequence->format);
-    return lines_of(segment->codes + tokens.first / DP_CODE_GROUP * bytes, groups_of(tokens) * bytes);
+    return dp_lines_of(segment->codes + tokens.first / DP_CODE_GROUP * bytes, groups_of(tokens) * bytes);
 }
 
-static lines lines_of_codes(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref)
+static dp_lines lines_of_codes(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref)
 {
-    if (!ref) return (lines){0};
+    if (!ref || ref->sign_groups) return (dp_lines){0};
     const dp_segment *const segment = &h->head->segments[ref->segment];
     return lines_of_groups(step, segment, run_of(segment, ref->cluster));
 }
@@ -288,7 +264,7 @@ static bool set_limits(const dp_step *step, const dp_head_step *h, const dp_clus
     const float spread = spread_of(h, ref);
     bool ask = true;
     for (size_t r = 0; r < step->rows; r++) {
-        const outlook o = outlook_for(step, h, ref, w->base, spread, r);
+        const outlook o = outlook_for(step, h, ref, spread, r);
         ask &= !is_heavy(h, ref, r) && !(o.above < NEAR * o.deviation);
         w->limit[r] = o.above - SIGN_ERROR * o.deviation;
     }
@@ -296,8 +272,8 @@ static bool set_limits(const dp_step *step, const dp_head_step *h, const dp_clus
 }
 
 /* Marks those tokens of a cluster that are worth a look at their codes: all, or those that may have more than a row's limit by
- * their signs. */
-static verdict mark_suspects(const dp_step *step, const dp_head_step *h, dp_cluster_ref *ref, lines ahead,
+ * their signs. Returns whether any is. */
+static bool mark_suspects(const dp_step *step, const dp_head_step *h, dp_cluster_ref *ref, dp_lines ahead,
                              const scan_scratch *w)
 {
     const dp_row_format *const f = &step->sequence->format;
@@ -305,9 +281,9 @@ static verdict mark_suspects(const dp_step *step, const dp_head_step *h, dp_clus
     const run all = run_of(segment, ref->cluster);
     uint8_t *const marks = h->wanted + ref->first_token;
     if (!set_limits(step, h, ref, w)) {
-        prefetch(ahead);
+        dp_prefetch(ahead);
         memset(marks, 1, all.n);
-        return ALL_SUSPECT;
+        return true;
     }
     const dp_sign_queries q = {.heads = step->rows,
                                .d = f->key_dim,
@@ -323,7 +299,7 @@ static verdict mark_suspects(const dp_step *step, const dp_head_step *h, dp_clus
         .ahead = ahead.first,
         .ahead_lines = ahead.n};
     ref->sign_groups = (uint32_t)dp_segment_sign_groups(segment, ref->cluster);
-    return step->kernels->signs_exceed(&q, &tokens, marks) ? SOME_SUSPECT : NONE_SUSPECT;
+    return step->kernels->signs_exceed(&q, &tokens, marks) != 0;
 }
 
 /* The next tokens of a cluster from number `from` of its own on whose groups of codes have marks; none: n is 0. */
@@ -346,12 +322,12 @@ static void prefetch_marked(const dp_step *step, const dp_head_step *h, const dp
     const run all = run_of(segment, ref->cluster);
     const uint8_t *const marks = h->wanted + ref->first_token;
     for (run r = next_run(all, marks, 0); r.n; r = next_run(all, marks, r.first + r.n - all.first))
-        prefetch(lines_of_groups(step, segment, r));
+        dp_prefetch(lines_of_groups(step, segment, r));
 }
 
 /* Of a batch's tokens those stay marked that are to be read, the mass of the others is added to w->left. */
 static void scan_batch(const dp_step *step, const dp_head_step *h, const dp_segment *segment, uint32_t cluster,
-                       run batch, lines ahead, uint8_t *wanted, const scan_scratch *w)
+                       run batch, dp_lines ahead, uint8_t *wanted, const scan_scratch *w)
 {
     const dp_code_queries q = {.heads = step->rows,
                                .d = step->sequence->format.key_dim,
@@ -377,14 +353,14 @@ static void scan_batch(const dp_step *step, const dp_head_step *h, const dp_segm
 /* The marked tokens of a cluster one by one, and the others of their groups; the estimate stands for the rest. (All tokens of each
  * cluster that the signs do not acquit would be 3.8 % of dense attention's bytes at 32K tokens, not 3.7 %, and no closer: an error
  * of 0.043, not 0.041. At 1M tokens the scan takes an eighth longer with them.) */
-static void scan_cluster(const dp_step *step, const dp_head_step *h, dp_cluster_ref *ref, lines ahead,
+static void scan_cluster(const dp_step *step, const dp_head_step *h, dp_cluster_ref *ref, dp_lines ahead,
                          const scan_scratch *w)
 {
     const dp_segment *const segment = &h->head->segments[ref->segment];
     const run all = run_of(segment, ref->cluster);
     uint8_t *const marks = h->wanted + ref->first_token;
     for (size_t r = 0; r < step->rows; r++) {
-        w->centroid[r] = centroid_logit(step, h, ref, w->base, r);
+        w->centroid[r] = centroid_logit(step, h, ref, r);
         w->reference[r] = h->reference[r] - (step->sequence->config.softcap > 0 ? 0.0f : w->centroid[r]);
         w->left[r] = 0;
     }
@@ -392,7 +368,7 @@ static void scan_cluster(const dp_step *step, const dp_head_step *h, dp_cluster_
     for (run r = next_run(all, marks, 0), part; r.n; r = next_run(all, marks, part.first + part.n - all.first)) {
         part = (run){r.first, r.n < BATCH_TOKENS ? r.n : BATCH_TOKENS};
         scan_batch(step, h, segment, ref->cluster, part, ahead, marks + (part.first - all.first), w);
-        ahead = (lines){0};
+        ahead = (dp_lines){0};
         looked_at += part.n;
         ref->code_groups += (uint32_t)groups_of(part);
     }
@@ -409,7 +385,7 @@ static void prefetch_steps(const dp_head_step *h, const dp_cluster_ref *ref)
 {
     const dp_segment *const segment = &h->head->segments[ref->segment];
     const run all = run_of(segment, ref->cluster);
-    prefetch(lines_of(segment->code_step + all.first, all.n * sizeof *segment->code_step));
+    dp_prefetch(dp_lines_of(segment->code_step + all.first, all.n * sizeof *segment->code_step));
 }
 
 /* First the signs of the clusters, then the codes of the tokens that they do not acquit. While one is worked on another one is
@@ -418,34 +394,26 @@ static void prefetch_steps(const dp_head_step *h, const dp_cluster_ref *ref)
 void dp_scan_run(const dp_step *step, const dp_head_step *h, size_t task, float *scratch)
 {
     const size_t rows = step->rows;
-    const scan_scratch w = {scratch,            scratch + rows,     scratch + 2 * rows,
-                            scratch + 3 * rows, scratch + 4 * rows, scratch + 5 * rows};
+    const scan_scratch w = {scratch, scratch + rows, scratch + 2 * rows, scratch + 3 * rows, scratch + 4 * rows};
     const size_t begin = task * CLUSTERS_PER_TASK, left = h->n_scanned - begin;
     dp_cluster_ref *const refs = h->scanned + begin;
     const size_t n = left < CLUSTERS_PER_TASK ? left : CLUSTERS_PER_TASK;
-    dp_cluster_ref *suspects[CLUSTERS_PER_TASK];
-    const dp_cluster_ref *whole[CLUSTERS_PER_TASK + 1] = {0}; /* [i]: suspect i, where all of its tokens are */
+    dp_cluster_ref *suspects[CLUSTERS_PER_TASK + 1] = {0};
     size_t n_suspects = 0;
-    uint32_t settled = UINT32_MAX;
     for (size_t i = 0; i < n && i < AHEAD; i++) {
-        prefetch(lines_of_signs(step, h, &refs[i]));
+        dp_prefetch(lines_of_signs(step, h, &refs[i]));
         prefetch_steps(h, &refs[i]);
     }
     for (size_t i = 0; i < n; i++) {
         const dp_cluster_ref *const next = i + AHEAD < n ? &refs[i + AHEAD] : NULL;
         if (next) prefetch_steps(h, next);
-        settle_base(step, h, refs[i].segment, &settled, w.base);
-        const verdict found = mark_suspects(step, h, &refs[i], lines_of_signs(step, h, next), &w);
-        if (found == NONE_SUSPECT) continue;
-        if (found == SOME_SUSPECT)
+        if (!mark_suspects(step, h, &refs[i], lines_of_signs(step, h, next), &w)) continue;
+        if (refs[i].sign_groups)
             prefetch_marked(step, h, &refs[i]);
         else if (!n_suspects)
-            prefetch(lines_of_codes(step, h, &refs[i]));
-        whole[n_suspects] = found == ALL_SUSPECT ? &refs[i] : NULL;
+            dp_prefetch(lines_of_codes(step, h, &refs[i]));
         suspects[n_suspects++] = &refs[i];
     }
-    for (size_t i = 0; i < n_suspects; i++) {
-        settle_base(step, h, suspects[i]->segment, &settled, w.base);
-        scan_cluster(step, h, suspects[i], lines_of_codes(step, h, whole[i + 1]), &w);
-    }
+    for (size_t i = 0; i < n_suspects; i++)
+        scan_cluster(step, h, suspects[i], lines_of_codes(step, h, suspects[i + 1]), &w);
 }

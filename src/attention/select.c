@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "attention/lines.h"
 #include "attention/step.h"
 
 /* The largest threshold whose clusters sum to at least `need`, to 0.2 % of its value. Starts at the largest rank and
@@ -52,14 +53,11 @@ static float floor_threshold(const float *mass, size_t n, uint32_t n_wanted, flo
 /* Fetches what selection reads of a segment: arrays too short for the hardware's prefetcher. */
 static void prefetch_clusters(const dp_segment *segment, size_t key_dim)
 {
-    enum { LINE = 64 };
     const size_t n = segment->n_clusters;
-    for (size_t i = 0; i < n; i += LINE / sizeof *segment->size) {
-        __builtin_prefetch(segment->size + i);
-        __builtin_prefetch(segment->spread + i);
-    }
-    for (size_t i = 0; i <= n; i += LINE / sizeof *segment->offset) __builtin_prefetch(segment->offset + i);
-    for (size_t i = 0; i < key_dim; i += LINE / sizeof *segment->mean_key) __builtin_prefetch(segment->mean_key + i);
+    dp_prefetch(dp_lines_of(segment->size, n * sizeof *segment->size));
+    dp_prefetch(dp_lines_of(segment->spread, n * sizeof *segment->spread));
+    dp_prefetch(dp_lines_of(segment->offset, (n + 1) * sizeof *segment->offset));
+    dp_prefetch(dp_lines_of(segment->mean_key, key_dim * sizeof *segment->mean_key));
 }
 
 /* Masses and expected errors of one query row; returns the mass of the clusters and of the exact tokens. */

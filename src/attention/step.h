@@ -24,7 +24,7 @@ typedef struct dp_cluster_ref {
     uint32_t segment, cluster;
     uint32_t position;    /* of the cluster in the head's arrays */
     uint32_t first_token; /* of the cluster, counted over the head's clustered tokens in cluster order */
-    uint32_t sign_groups, code_groups; /* that the scan has read */
+    uint32_t sign_groups, code_groups; /* that the scan has read; no signs: all of its tokens are suspect */
 } dp_cluster_ref;
 
 /* A unit of work of about even bytes: a range of a head's pieces, or of its estimated clusters. Its result goes to
@@ -83,7 +83,7 @@ typedef struct dp_head_step {
     float *total;                     /* [rows] T, in units of exp(reference) */
     float *token_limit;               /* [rows] mass above which a scanned token is read */
     float *logit_limit;               /* [rows] the logit that has this mass, before a soft cap */
-    float *mean_logit;                /* [rows] of the mean key of the segment at work */
+    float *mean_logit;                /* [n_segments][rows] of the mean keys of segments that have scanned clusters */
     dp_cluster_ref *scanned;          /* clusters to be looked at */
     size_t n_scanned;
     uint8_t *wanted;         /* [clustered tokens] by first_token: 1 where a token of a scanned cluster is to be read */

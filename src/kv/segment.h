@@ -83,17 +83,13 @@ static inline uint32_t dp_segment_size(const dp_segment *s, uint32_t cluster)
     return s->offset[cluster + 1] - s->offset[cluster];
 }
 
-/* Bytes of a group's codes, and how many groups have tokens of a cluster. */
+/* Bytes of a group's codes. */
 static inline size_t dp_code_bytes(const dp_row_format *f)
 {
     return f->key_dim * DP_CODE_GROUP / 2;
 }
-static inline size_t dp_segment_groups(const dp_segment *s, uint32_t cluster)
-{
-    return (s->offset[cluster + 1] + DP_CODE_GROUP - 1) / DP_CODE_GROUP - s->offset[cluster] / DP_CODE_GROUP;
-}
 
-/* The same of signs. Clusters begin a group of their own each, at a place that needs no table: between the numbers of two
+/* The same of signs, and how many groups a cluster has. Clusters begin a group of their own each, at a place that needs no table: between the numbers of two
  * clusters that follow each other, by this rule, there is room for the groups of the first. */
 static inline size_t dp_sign_bytes(const dp_row_format *f)
 {
