@@ -11,30 +11,28 @@ static uint32_t tasks_of(const dp_segment *segment)
     return (segment->n_panels + PANELS_PER_TASK - 1) / PANELS_PER_TASK;
 }
 
-size_t dp_score_count_tasks(const dp_head *head)
+uint32_t dp_score_count_tasks(const dp_head *head)
 {
-    size_t n = 0;
+    uint32_t n = 0;
     for (uint32_t s = 0; s < head->n_segments; s++) n += tasks_of(&head->segments[s]);
     return n;
 }
 
-void dp_score_plan(dp_step *step, size_t kv_head, uint32_t *next_task)
+void dp_score_plan(const dp_step *step, size_t kv_head)
 {
-    dp_head_step *const h = &step->heads[kv_head];
-    h->first_task = *next_task;
+    const dp_head_step *const h = &step->heads[kv_head];
+    dp_score_task *task = step->tasks + h->first_task;
     uint32_t position = 0;
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const uint32_t n_panels = h->head->segments[s].n_panels;
         for (uint32_t p = 0; p < n_panels; p += PANELS_PER_TASK)
-            step->tasks[(*next_task)++] =
-                (dp_score_task){.kv_head = (uint32_t)kv_head,
-                                .segment = s,
-                                .first_panel = p,
-                                .n_panels = n_panels - p < PANELS_PER_TASK ? n_panels - p : PANELS_PER_TASK,
-                                .position = position};
+            *task++ = (dp_score_task){.kv_head = (uint32_t)kv_head,
+                                      .segment = s,
+                                      .first_panel = p,
+                                      .n_panels = n_panels - p < PANELS_PER_TASK ? n_panels - p : PANELS_PER_TASK,
+                                      .position = position};
         position += n_panels * DP_PANEL;
     }
-    h->n_tasks = *next_task - h->first_task;
 }
 
 /* Estimated logits with a soft cap: the centroid's logit is capped, and its tokens' deviate from it by as much less as the cap is

@@ -56,7 +56,7 @@ typedef struct dp_head_counts {
 /* A KV head's part of the call. */
 typedef struct dp_head_step {
     const dp_head *head;
-    const float *q;     /* [rows][key_dim] the queries of this head, query-major */
+    float *q;           /* [rows][key_dim] the queries of this head, query-major */
     float *offset;      /* [rows][key_dim] q - q0 in the queries' metric */
     float *variance;    /* [rows] scale^2 |q - q0|^2 in the queries' metric: times a dispersion, the variance of a
                            cluster's logits */
@@ -165,8 +165,8 @@ void dp_pieces_all(const dp_step *step, dp_head_step *head);      /* every clust
 void dp_pieces_selected(const dp_step *step, dp_head_step *head); /* by flags */
 
 /* score.c */
-size_t dp_score_count_tasks(const dp_head *head);
-void dp_score_plan(dp_step *step, size_t kv_head, uint32_t *next_task);
+uint32_t dp_score_count_tasks(const dp_head *head);
+void dp_score_plan(const dp_step *step, size_t kv_head);
 void dp_score_run(const dp_step *step, const dp_score_task *task, float *task_max);
 
 /* select.c */
