@@ -187,6 +187,20 @@ typedef float (*dp_cluster_mass_fn)(const float *x, const uint16_t *size, const 
 typedef void (*dp_keep_clusters_fn)(const float *mass, const float *error, size_t n, float keep, float weight,
                                     float *joint, uint8_t *flags);
 
+/* Errors by cost: rank[i] = joint[i] / cost, where a cluster of a single token costs 1, one of more read + look * size[i];
+ * joint[i] = min(joint[i], most), most where it is NaN. Within 2 ulp. size[i] <= 256 is exact in bf16. */
+typedef void (*dp_rank_clusters_fn)(float *joint, const uint16_t *size, size_t n, float read, float look, float most,
+                                    float *rank);
+
+/* flags[i] |= size[i] > 1 ? several : one, where rank[i] >= threshold and rank[i] > 0. */
+typedef void (*dp_mark_ranked_fn)(const float *rank, const uint16_t *size, size_t n, float threshold, uint8_t one,
+                                  uint8_t several, uint8_t *flags);
+
+/* flags[i] |= bit where a token may be in reach: unless limit - scale * score[i], how far a logit is above the centroid's, is
+ * positive and its square larger than variance * spread[i], and mass[i] <= heavy. NaN are in reach. variance, spread >= 0. */
+typedef void (*dp_mark_in_reach_fn)(const float *score, const float *mass, const uint16_t *spread, size_t n, float scale,
+                                    float limit, float variance, float heavy, uint8_t bit, uint8_t *flags);
+
 /* Sum of value[i] over all i with !(rank[i] < threshold): a NaN rank counts. */
 typedef float (*dp_sum_at_least_fn)(const float *rank, const float *value, size_t n, float threshold);
 
@@ -236,6 +250,9 @@ typedef struct dp_kernels {
     dp_cluster_logits_fn cluster_logits;
     dp_cluster_mass_fn cluster_mass;
     dp_keep_clusters_fn keep_clusters;
+    dp_rank_clusters_fn rank_clusters;
+    dp_mark_ranked_fn mark_ranked;
+    dp_mark_in_reach_fn mark_in_reach;
     dp_sum_at_least_fn sum_at_least;
     dp_nearest_fn nearest;
     dp_nearest_in_bytes_fn nearest_in_bytes;

@@ -116,6 +116,9 @@ CASE(soft_cap) { k->soft_cap(o->y, VALUES, 0, 50); }
 CASE(cluster_logits) { o->sink = k->cluster_logits(o->y, o->sizes, o->spreads, o->limits, VALUES, 0, 0.5f, 1, o->y); }
 CASE(cluster_mass) { o->sink = k->cluster_mass(o->x, o->sizes, o->spreads, VALUES, 2, 1, o->y, o->out); }
 CASE(keep_clusters) { k->keep_clusters(o->x, o->spread, VALUES, 0.5f, 1, o->y, o->flags); }
+CASE(rank_clusters) { k->rank_clusters(o->x, o->sizes, VALUES, 1, 0.1f, 8, o->y); }
+CASE(mark_ranked) { k->mark_ranked(o->x, o->sizes, VALUES, 0.5f, 3, 4, o->flags); }
+CASE(mark_in_reach) { k->mark_in_reach(o->x, o->spread, o->spreads, VALUES, 0.5f, 1, 1, 0.5f, 16, o->flags); }
 CASE(sum_at_least) { o->sink = k->sum_at_least(o->x, o->spread, VALUES, 0.5f); }
 CASE(nearest)
 {
@@ -155,6 +158,9 @@ static const bench_case cases[] = {
     STREAM(cluster_logits, 14),
     STREAM(cluster_mass, 16),
     STREAM(keep_clusters, 18),
+    STREAM(rank_clusters, 14),
+    STREAM(mark_ranked, 8),
+    STREAM(mark_in_reach, 12),
     STREAM(sum_at_least, 8),
     STREAM(nearest, 8),
     STREAM(axpy, 12),

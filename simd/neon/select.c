@@ -2,6 +2,8 @@
  * past the end are loaded as 0: a size of 0, padding. */
 #include "neon.h"
 
+#include "../rank.h"
+
 static float cluster_logits(const float *x, const uint16_t *size, const uint16_t *spread, const uint16_t *limit, size_t n,
                             float base, float scale, float variance, float *out)
 {
@@ -134,6 +136,7 @@ void dp_neon_init_select(dp_kernels *k)
     k->cluster_logits = cluster_logits;
     k->cluster_mass = cluster_mass;
     k->keep_clusters = keep_clusters;
+    dp_init_rank(k);
     k->sum_at_least = sum_at_least;
     k->nearest = nearest;
 }

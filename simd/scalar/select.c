@@ -1,6 +1,8 @@
 /* Scalar stage 1 and nearest centroid: estimated logits and masses of clusters, and the sums that selection bisects. */
 #include "scalar.h"
 
+#include "../rank.h"
+
 #include <math.h>
 
 /* min(x, bound) that lets a NaN through. */
@@ -78,6 +80,7 @@ void dp_scalar_init_select(dp_kernels *k)
     k->cluster_logits = cluster_logits;
     k->cluster_mass = cluster_mass;
     k->keep_clusters = keep_clusters;
+    dp_init_rank(k);
     k->sum_at_least = sum_at_least;
     k->nearest = nearest;
     k->nearest_in_bytes = NULL;

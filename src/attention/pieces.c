@@ -188,7 +188,7 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
         const uint8_t *const flags = h->flags + position, *const wanted = h->wanted + token;
         h->estimates[s] = (dp_estimates){.first = n_estimated, .position = (uint32_t)position};
         for (uint32_t c = 0, n; c < segment->n_clusters; c += n) {
-            n = c + 8 <= segment->n_clusters && !dp_any_of_8(flags + c, SELECT_READ) ? 8 : 1;
+            n = c + 8 <= segment->n_clusters && !dp_flags_of_8(flags + c, SELECT_READ) ? 8 : 1;
             for (uint32_t i = c; i < c + n; i++) {
                 bool counts = flags[i] & SELECT_ESTIMATE;
                 if (n == 1 && flags[i] & SELECT_READ)

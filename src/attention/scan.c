@@ -93,14 +93,6 @@ static float uncapped(float logit, float cap)
     return logit >= cap ? INFINITY : logit <= -cap ? -INFINITY : cap * atanhf(logit / cap);
 }
 
-static void take_mean_logits(const dp_step *step, dp_head_step *h, uint32_t segment)
-{
-    const size_t dim = step->sequence->format.key_dim;
-    const float *const mean = h->head->segments[segment].mean_key;
-    for (size_t r = 0; r < step->rows; r++)
-        h->mean_logit[segment * step->rows + r] = step->sequence->scale * step->kernels->dot(h->q + r * dim, mean, dim);
-}
-
 static float centroid_logit(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref, size_t row)
 {
     return h->mean_logit[ref->segment * step->rows + row] +
@@ -131,62 +123,62 @@ static bool is_heavy(const dp_head_step *h, const dp_cluster_ref *ref, size_t ro
     return !(h->mass[row * h->n_positions + ref->position] <= CLUSTER_SHARE * h->token_limit[row]);
 }
 
-/* The clusters that selection wants looked at. */
+/* Marks the clusters that have a token in reach for any row, as far as that can be expected. */
+static void mark_reached(const dp_step *step, dp_head_step *h)
+{
+    size_t position = 0;
+    for (uint32_t s = 0; s < h->head->n_segments; s++) {
+        const dp_segment *const segment = &h->head->segments[s];
+        const size_t n = (size_t)segment->n_panels * DP_PANEL;
+        for (size_t r = 0; r < step->rows; r++) {
+            const size_t at = r * h->n_positions + position;
+            step->kernels->mark_in_reach(h->score + at, h->mass + at, segment->spread, n, step->sequence->scale,
+                                         h->logit_limit[r] - h->mean_logit[s * step->rows + r],
+                                         REACH * REACH * h->variance[r], CLUSTER_SHARE * h->token_limit[r],
+                                         SELECT_REACHED, h->flags + position);
+        }
+        position += n;
+    }
+}
+
+/* The clusters that selection wants looked at, and that are not read anyway. */
 static void list_looked(dp_head_step *h)
 {
+    const uint8_t asked = SELECT_LOOK | SELECT_REACHED;
     h->n_scanned = 0;
     size_t position = 0, token = 0;
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const dp_segment *const segment = &h->head->segments[s];
+        const uint8_t *const flags = h->flags + position;
         for (uint32_t c = 0; c < segment->n_clusters; c++) {
-            if (c % 8 == 0 && !dp_any_of_8(h->flags + position + c, SELECT_LOOK)) {
+            if (c % 8 == 0 && !(dp_flags_of_8(flags + c, SELECT_LOOK) & dp_flags_of_8(flags + c, SELECT_REACHED) >> 2)) { /* either in the place of SELECT_LOOK */
                 c += 7;
                 continue;
             }
-            if ((h->flags[position + c] & (SELECT_LOOK | SELECT_REFINE)) != SELECT_LOOK) continue;
+            if ((flags[c] & (asked | SELECT_REFINE)) != asked) continue;
             h->scanned[h->n_scanned++] = (dp_cluster_ref){.segment = s,
                                                           .cluster = c,
                                                           .position = (uint32_t)position + c,
                                                           .first_token = (uint32_t)token + segment->offset[c]};
+            h->counts.bytes_codes += dp_segment_size(segment, c) * sizeof *segment->code_step + 1;
         }
         position += (size_t)segment->n_panels * DP_PANEL;
         token += dp_segment_stale(segment) ? 0 : segment->n_tokens;
     }
 }
 
-/* Of these, those that have a token in reach, as far as that can be expected. */
-static void keep_in_reach(const dp_step *step, dp_head_step *h)
-{
-    uint32_t segment_before = UINT32_MAX;
-    size_t kept = 0;
-    for (size_t i = 0; i < h->n_scanned; i++) {
-        const dp_cluster_ref *const ref = &h->scanned[i];
-        if (ref->segment != segment_before) take_mean_logits(step, h, ref->segment);
-        segment_before = ref->segment;
-        const float spread = spread_of(h, ref);
-        bool reached = false;
-        for (size_t r = 0; r < step->rows; r++) {
-            const outlook o = outlook_for(step, h, ref, spread, r);
-            reached |= is_heavy(h, ref, r) || !(o.above > REACH * o.deviation);
-        }
-        if (!reached) continue;
-        const dp_segment *const segment = &h->head->segments[ref->segment];
-        h->counts.bytes_codes += dp_segment_size(segment, ref->cluster) * sizeof *segment->code_step + 1;
-        h->scanned[kept++] = *ref;
-    }
-    h->n_scanned = kept;
-}
-
 void dp_scan_plan(const dp_step *step, dp_head_step *h)
 {
-    list_looked(h);
+    h->n_scanned = 0;
+    if (!step->sequence->format.has_codes) return;
     const float share = TOKEN_SHARE * step->params.epsilon * step->params.epsilon;
-    for (size_t r = 0; h->n_scanned && r < step->rows; r++) {
+    for (size_t r = 0; r < step->rows; r++) {
         h->token_limit[r] = share * h->total[r];
         h->logit_limit[r] = uncapped(h->reference[r] + logf(h->token_limit[r]), step->sequence->config.softcap);
         h->deviation[r] = sqrtf(h->variance[r]);
     }
-    keep_in_reach(step, h);
+    mark_reached(step, h);
+    list_looked(h);
     for (size_t r = 0; h->n_scanned && r < step->rows; r++) {
         round_query(step, h, r);
         tabulate_query(step, h, r);

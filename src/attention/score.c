@@ -72,6 +72,7 @@ void dp_score_run(const dp_step *step, const dp_score_task *task, float *task_ma
                                 task->n_panels, h->score + task->position + first, h->n_positions);
     for (size_t r = 0; r < step->rows; r++) {
         const float base = scale * step->kernels->dot(h->q + r * dim, segment->mean_key, dim);
+        if (!task->first_panel) h->mean_logit[task->segment * step->rows + r] = base;
         const float variance = step->params.dispersion ? h->variance[r] : 0.0f;
         const size_t at = r * h->n_positions + task->position + first;
         task_max[r] = capped ? capped_logits(step, h, segment, first, n, at, base, variance)

@@ -132,36 +132,6 @@ static float look_cost(const dp_row_format *f)
     return (signs + 0.25f * codes) / (float)(f->key_bytes + f->value_bytes);
 }
 
-/* Errors by cost, in rows: 1 for a single token, read + look * tokens for more, of which about one is read where codes are
- * looked at. */
-static void rank_clusters(const dp_step *step, const dp_segment *segment, const float *restrict joint,
-                          float *restrict rank)
-{
-    const bool codes = step->sequence->format.has_codes;
-    const float read = codes ? 1.0f : 0.0f, look = codes ? look_cost(&step->sequence->format) : 1.0f;
-    const uint32_t *const offset = segment->offset;
-    const size_t n = segment->n_clusters;
-    for (size_t c = 0; c < n; c++) {
-        const int32_t tokens = (int32_t)(offset[c + 1] - offset[c]);
-        const float several = (float)(tokens > 1); /* a factor: a condition on the divisor would not be vectorised */
-        rank[c] = joint[c] / (1.0f + several * (read - 1.0f + look * (float)tokens));
-    }
-    for (size_t i = n; i < (size_t)segment->n_panels * DP_PANEL; i++) rank[i] = 0.0f;
-}
-
-/* Clusters from the threshold on are looked at, or read, where they are one token or there are no codes. */
-static void mark_ranked(const dp_step *step, const dp_segment *segment, const float *restrict rank, float threshold,
-                        uint8_t *restrict flags)
-{
-    const uint32_t *const offset = segment->offset;
-    const size_t n = segment->n_clusters;
-    const uint8_t one = SELECT_ESTIMATE | SELECT_REFINE, more = step->sequence->format.has_codes ? SELECT_LOOK : one;
-    for (size_t c = 0; c < n; c++) {
-        const uint8_t wanted = offset[c + 1] - offset[c] > 1 ? more : one;
-        flags[c] |= rank[c] >= threshold && rank[c] > 0 ? wanted : 0;
-    }
-}
-
 /* The error budget, for the query rows together: a row that is read serves them all, so clusters are refined in order
  * of the sum of the rows' errors, each in units of its budget, by cost, until that sum is one per row. One at a
  * time, the union of what each row wants reads half as much again at the same error. */
@@ -172,22 +142,29 @@ static void spend_budget(const dp_step *step, dp_head_step *h)
         for (size_t i = 0; i < n; i++) h->flags[i] |= h->flags[i] ? SELECT_ESTIMATE | SELECT_REFINE : 0;
         return;
     }
+    /* Cost in rows: 1 for a single token, read + look * tokens for more, of which about one is read where codes are looked at.
+     * What exceeds the whole budget is read anyway; as it is, it would drown the rest in rounding. */
+    const bool codes = step->sequence->format.has_codes;
+    const float read = codes ? 1.0f : 0.0f, look = codes ? look_cost(&step->sequence->format) : 1.0f;
+    const float most = 2.0f * (float)step->rows;
     size_t position = 0;
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const dp_segment *const segment = &h->head->segments[s];
-        rank_clusters(step, segment, h->joint + position, h->rank + position);
-        position += (size_t)segment->n_panels * DP_PANEL;
+        const size_t n_segment = (size_t)segment->n_panels * DP_PANEL;
+        step->kernels->rank_clusters(h->joint + position, segment->size, n_segment, read, look, most,
+                                     h->rank + position);
+        position += n_segment;
     }
-    /* What exceeds the whole budget is read anyway; as it is, it would drown the rest in rounding. */
-    const float most = 2.0f * (float)step->rows;
-    for (size_t i = 0; i < n; i++) h->joint[i] = h->joint[i] <= most ? h->joint[i] : most;
     const double all = step->kernels->sum_at_least(h->rank, h->joint, n, 0.0f);
     const float refine = find_threshold(step, h->rank, h->joint, n, all - (double)step->rows, 100.0f);
+    const uint8_t one = SELECT_ESTIMATE | SELECT_REFINE, several = codes ? SELECT_LOOK : one;
     position = 0;
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const dp_segment *const segment = &h->head->segments[s];
-        mark_ranked(step, segment, h->rank + position, refine, h->flags + position);
-        position += (size_t)segment->n_panels * DP_PANEL;
+        const size_t n_segment = (size_t)segment->n_panels * DP_PANEL;
+        step->kernels->mark_ranked(h->rank + position, segment->size, n_segment, refine, one, several,
+                                   h->flags + position);
+        position += n_segment;
     }
 }
 

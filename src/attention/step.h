@@ -83,7 +83,7 @@ typedef struct dp_head_step {
     float *total;                     /* [rows] T, in units of exp(reference) */
     float *token_limit;               /* [rows] mass above which a scanned token is read */
     float *logit_limit;               /* [rows] the logit that has this mass, before a soft cap */
-    float *mean_logit;                /* [n_segments][rows] of the mean keys of segments that have scanned clusters */
+    float *mean_logit;                /* [n_segments][rows] of the mean keys */
     dp_cluster_ref *scanned;          /* clusters to be looked at */
     size_t n_scanned;
     uint8_t *wanted;         /* [clustered tokens] by first_token: 1 where a token of a scanned cluster is to be read */
@@ -98,17 +98,24 @@ typedef struct dp_head_step {
     dp_head_counts counts;
 } dp_head_step;
 
-/* A cluster that is kept contributes by its mean value; SELECT_REFINE: by all its tokens instead. SELECT_LOOK: a scan looks
- * whether any of its tokens may matter, and if so sets SELECT_SCAN: the cluster contributes by those of its tokens that do,
- * and by its mean value for the rest. */
-enum { SELECT_ESTIMATE = 1, SELECT_REFINE = 2, SELECT_LOOK = 4, SELECT_SCAN = 8, SELECT_READ = SELECT_REFINE | SELECT_SCAN };
+/* A cluster that is kept contributes by its mean value; SELECT_REFINE: by all its tokens instead. SELECT_LOOK: of those that are
+ * also SELECT_REACHED a scan looks whether any of their tokens may matter, and if so sets SELECT_SCAN: the cluster contributes
+ * by those of its tokens that do, and by its mean value for the rest. */
+enum {
+    SELECT_ESTIMATE = 1,
+    SELECT_REFINE = 2,
+    SELECT_LOOK = 4,
+    SELECT_SCAN = 8,
+    SELECT_REACHED = 16,
+    SELECT_READ = SELECT_REFINE | SELECT_SCAN
+};
 
-/* Whether any of eight clusters has one of these flags: most clusters are passed over so. */
-static inline bool dp_any_of_8(const uint8_t *flags, uint8_t bits)
+/* The flags of eight clusters, these ones: most clusters are passed over so. */
+static inline uint64_t dp_flags_of_8(const uint8_t *flags, uint8_t bits)
 {
     uint64_t eight;
     memcpy(&eight, flags, sizeof eight);
-    return (eight & 0x0101010101010101u * bits) != 0;
+    return eight & 0x0101010101010101u * bits;
 }
 
 /* The first of the marks from number i on that is not 0, or n: few are. */

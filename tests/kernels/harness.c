@@ -234,7 +234,7 @@ int main(int argc, char **argv)
 
     Suite *const suite = suite_create(name);
     TCase *const cases[] = {table_tests(), convert_tests(), scores_tests(), codes_tests(), signs_tests(),
-                            rows_tests(),  softmax_tests(), select_tests(), dense_tests()};
+                            rows_tests(),  softmax_tests(), select_tests(), rank_tests(), dense_tests()};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         tcase_add_checked_fixture(cases[i], catch_crashes, NULL);
         tcase_set_timeout(cases[i], 120);

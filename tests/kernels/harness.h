@@ -65,6 +65,7 @@ TCase *signs_tests(void);
 TCase *rows_tests(void);
 TCase *softmax_tests(void);
 TCase *select_tests(void);
+TCase *rank_tests(void);
 TCase *dense_tests(void);
 
 #endif
