@@ -228,7 +228,7 @@ DP_API dp_status dp_sequence_set_dense(dp_sequence *sequence, uint32_t layer, in
  *
  * This is also where the index grows: before the new tokens are added, tokens that wait outside the window are
  * clustered, in whole segments (segment_tokens, cluster_growth) while appends are long (64 tokens or more: a prompt), and once
- * pending_tokens wait when they are short (decoding); KV heads and layers take turns, so that no step bears all of it.
+ * pending_tokens wait when they are short (decoding); pairs of KV heads take turns, so that no step bears all of it.
  * How a prompt is cut into appends of 64 tokens or more makes no difference to the results once the index is built.
  * An append never clusters its own tokens, nor the last `window` before. Where the clustered tokens end in a segment of less
  * than 16 clusters, it is clustered anew with the tokens that follow. Memory for tokens and index is allocated only
@@ -478,9 +478,9 @@ typedef struct dp_attention_stats {
     uint64_t bytes_rows;        /* read: keys and values */
     uint64_t bytes;             /* all that is read together */
     uint64_t bytes_dense;       /* keys and values that dense attention reads */
-    uint64_t ns_score, ns_select, ns_gather, ns_merge; /* time in each stage */
+    uint64_t ns_score, ns_select, ns_gather, ns_merge; /* time in each stage, mean of the threads; the rest is waiting */
     uint64_t bytes_codes;       /* read: keys in one and in four bits, and their steps; part of bytes */
-    uint64_t ns_scan;           /* time in that stage, between select and gather */
+    uint64_t ns_scan;           /* time in that stage, between select and gather, likewise */
 } dp_attention_stats;
 
 DP_API void dp_attention_stats_init(dp_attention_stats *stats);

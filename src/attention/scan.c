@@ -151,7 +151,8 @@ static void list_looked(dp_head_step *h)
         const dp_segment *const segment = &h->head->segments[s];
         const uint8_t *const flags = h->flags + position;
         for (uint32_t c = 0; c < segment->n_clusters; c++) {
-            if (c % 8 == 0 && !(dp_flags_of_8(flags + c, SELECT_LOOK) & dp_flags_of_8(flags + c, SELECT_REACHED) >> 2)) { /* either in the place of SELECT_LOOK */
+            /* a byte with both, shifted to the same place */
+            if (c % 8 == 0 && !(dp_flags_of_8(flags + c, SELECT_LOOK) & dp_flags_of_8(flags + c, SELECT_REACHED) >> 2)) {
                 c += 7;
                 continue;
             }

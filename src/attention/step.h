@@ -1,6 +1,7 @@
-/* One request of an attention call: what its stages share. Reading order of a sparse call: decode.c (the stages), score.c (stage 1:
- * estimated masses), select.c (which clusters), scan.c (which of their tokens), pieces.c (work lists), gather.c (exact and
- * estimated contributions), merge.c (one softmax over everything). A dense call has the work lists of all tokens and starts at gather.c. */
+/* One request of an attention call: what its stages share. Reading order of a sparse call: decode.c (checks, memory), pipeline.c (the
+ * stages), score.c (estimated masses), select.c (which clusters), scan.c (which of their tokens), pieces.c (work lists), gather.c
+ * (exact and estimated contributions), merge.c (one softmax over everything). A dense call has the work lists of all tokens and
+ * starts at gather.c. */
 #ifndef DP_ATTENTION_STEP_H
 #define DP_ATTENTION_STEP_H
 

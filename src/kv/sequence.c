@@ -106,8 +106,8 @@ int dp_sequence_node(const dp_sequence *sequence, int arena)
 uint32_t dp_sequence_first_limit(const dp_sequence *sequence, uint32_t layer, uint32_t kv_head)
 {
     const dp_sequence_config *const c = &sequence->config;
-    const uint64_t turns = (uint64_t)c->n_layers * c->n_kv_heads;
-    const uint64_t turn = (uint64_t)layer * c->n_kv_heads + kv_head;
+    const uint64_t pairs = (c->n_kv_heads + (uint64_t)1) / 2, turns = c->n_layers * pairs;
+    const uint64_t turn = layer * pairs + kv_head / 2;
     const uint64_t spread = c->pending_tokens - c->pending_tokens / 4;
     return c->pending_tokens / 4 + (uint32_t)(spread * (turn + 1) / turns);
 }

@@ -15,8 +15,8 @@ bool dp_team_watch_forks(void);
 /* Members of a team that the calling thread would start, at most. */
 int dp_team_size(const dp_runtime *runtime);
 
-/* fn(argument, thread, n_threads) on every member; n_threads is the team that really came. fn may use orphaned
- * `omp barrier`. A oneDNN call inside runs on the calling member alone. */
+/* fn(argument, thread, n_threads) on every member; n_threads is the team that really came. A oneDNN call inside runs on
+ * the calling member alone. */
 typedef void (*dp_team_fn)(void *argument, int thread, int n_threads);
 void dp_team_run(const dp_runtime *runtime, dp_team_fn fn, void *argument);
 
