@@ -25,7 +25,8 @@ static void mark_ranked(const float *restrict rank, const uint16_t *restrict siz
 {
     for (size_t i = 0; i < n; i++) {
         const uint8_t bits = size[i] > ONE_TOKEN ? several : one;
-        flags[i] |= (rank[i] >= threshold) & (rank[i] > 0) ? bits : 0;
+        const int wanted = (rank[i] >= threshold) & (rank[i] > 0);
+        flags[i] |= wanted ? bits : 0;
     }
 }
 
@@ -35,8 +36,8 @@ static void mark_in_reach(const float *restrict score, const float *restrict mas
 {
     for (size_t i = 0; i < n; i++) {
         const float above = limit - scale * score[i];
-        const int far = (above > 0) & (above * above > variance * dp_f32_from_bf16(spread[i]));
-        flags[i] |= far & (mass[i] <= heavy) ? 0 : bit;
+        const int far = (above > 0) & (above * above > variance * dp_f32_from_bf16(spread[i])) & (mass[i] <= heavy);
+        flags[i] |= far ? 0 : bit;
     }
 }
 

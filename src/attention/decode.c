@@ -1,4 +1,4 @@
-/* dp_decode and dp_decode_batch: checks, memory, plans and figures of the requests' steps. A dp_decode is a batch of one. */
+/* dp_decode and dp_decode_batch: checks, memory and figures of the requests' steps. A dp_decode is a batch of one. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>

@@ -1,6 +1,8 @@
 /* Every KV head of every step goes through its stages on its own. The member of the team that ends the last task of a stage
  * does what is not to be shared out (selecting clusters, listing rows) and opens the next stage; whoever has nothing to do
- * helps where there are tasks. What a task yields does not depend on who does it, or when. */
+ * helps where there are tasks. What a task yields does not depend on who does it, or when.
+ * With a barrier after each stage instead, two cores: 8 KV heads of 128K tokens take 1.65 ms, not 1.52, 2 KV heads of 128K
+ * 0.31, not 0.27; three threads on the two cores, 32K tokens, 0.92, not 0.68. */
 #include "attention/pipeline.h"
 
 #include <sched.h>

@@ -3,7 +3,6 @@
 #define DP_ATTENTION_PIPELINE_H
 
 #include "attention/step.h"
-#include "runtime/structs.h"
 
 /* Times that are told apart; the rest of a call is waiting. */
 enum { DP_TIME_SCORE, DP_TIME_SELECT, DP_TIME_SCAN, DP_TIME_GATHER, DP_TIME_MERGE, DP_TIMES };
@@ -22,7 +21,7 @@ typedef struct dp_pipeline {
     dp_ticket *opened;    /* [n_arenas] units that somebody has begun with */
     dp_ticket *finished;  /* units that are through */
     atomic_uint_least64_t ns[DP_TIMES]; /* sum over the members */
-    int n_members;
+    int n_members; /* of the team that ran */
 } dp_pipeline;
 
 /* Carves the pipeline's memory; run once on an empty scratch to learn the size. */
