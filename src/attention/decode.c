@@ -8,61 +8,21 @@
 
 static const size_t alone = SIZE_MAX; /* request number of a dp_decode */
 
-/* Carves a step's memory; run once on an empty scratch to learn the size. */
+/* Carves what a step keeps to its end; run once on an empty scratch to learn the size. */
 static void carve_step(dp_step *step, dp_scratch *scratch)
 {
-    const dp_sequence *const s = step->sequence;
-    const size_t rows = step->rows, n_heads = s->config.n_kv_heads;
-    const bool real = scratch->base != NULL;
+    const size_t n_heads = step->sequence->config.n_kv_heads;
     step->heads = dp_scratch_take(scratch, n_heads * sizeof *step->heads);
     step->n_tasks = 0;
     for (size_t h = 0; h < n_heads; h++) {
         const dp_head *const head = &step->layer->heads[h];
-        dp_head_step plan = {.head = head, .n_positions = step->sparse ? (size_t)head->n_panels * DP_PANEL : 0};
-        const size_t positions = plan.n_positions * sizeof(float);
-        plan.q = dp_scratch_take(scratch, rows * s->format.key_dim * sizeof *plan.q);
-        plan.offset = dp_scratch_take(scratch, rows * s->format.key_dim * sizeof *plan.offset);
-        plan.variance = dp_scratch_take(scratch, rows * sizeof *plan.variance);
-        plan.score = dp_scratch_take(scratch, rows * positions);
-        plan.mass = dp_scratch_take(scratch, rows * positions);
-        const size_t capped = s->config.softcap > 0 ? rows * plan.n_positions : 0;
-        plan.cap_slope = dp_scratch_take(scratch, capped * sizeof *plan.cap_slope);
-        plan.spread = dp_scratch_take(scratch, capped * sizeof *plan.spread);
-        plan.error = dp_scratch_take(scratch, positions);
-        plan.joint = dp_scratch_take(scratch, positions);
-        plan.rank = dp_scratch_take(scratch, positions);
-        plan.flags = dp_scratch_take(scratch, plan.n_positions);
-        plan.reference = dp_scratch_take(scratch, rows * sizeof *plan.reference);
-        plan.dropped = dp_scratch_take(scratch, rows * sizeof *plan.dropped);
-        plan.exact_share = dp_scratch_take(scratch, rows * sizeof *plan.exact_share);
-        plan.pieces_capacity = dp_pieces_capacity(step, head);
-        plan.pieces = dp_scratch_take(scratch, plan.pieces_capacity * sizeof *plan.pieces);
-        const size_t scannable = step->sparse && s->format.has_codes ? head->clustered : 0;
-        plan.codes = dp_scratch_take(scratch, rows * s->format.key_dim * DP_CODE_GROUP);
-        plan.sum_of_codes = dp_scratch_take(scratch, rows * sizeof *plan.sum_of_codes);
-        plan.code_factor = dp_scratch_take(scratch, rows * sizeof *plan.code_factor);
-        plan.sign_table = dp_scratch_take(scratch, rows * 4 * s->format.key_dim);
-        plan.sign_centre = dp_scratch_take(scratch, rows * sizeof *plan.sign_centre);
-        plan.sign_factor = dp_scratch_take(scratch, rows * sizeof *plan.sign_factor);
-        plan.deviation = dp_scratch_take(scratch, rows * sizeof *plan.deviation);
-        plan.total = dp_scratch_take(scratch, rows * sizeof *plan.total);
-        plan.token_limit = dp_scratch_take(scratch, rows * sizeof *plan.token_limit);
-        plan.logit_limit = dp_scratch_take(scratch, rows * sizeof *plan.logit_limit);
-        plan.mean_logit = dp_scratch_take(scratch, head->n_segments * rows * sizeof *plan.mean_logit);
-        plan.scanned = dp_scratch_take(scratch, (scannable ? plan.n_positions : 0) * sizeof *plan.scanned);
-        plan.wanted = dp_scratch_take(scratch, scannable);
-        plan.estimated = dp_scratch_take(scratch, plan.n_positions * sizeof *plan.estimated);
-        plan.estimates = dp_scratch_take(scratch, (head->n_segments + (size_t)1) * sizeof *plan.estimates);
-        plan.items_capacity = dp_items_capacity(step, head);
-        plan.items = dp_scratch_take(scratch, plan.items_capacity * sizeof *plan.items);
-        plan.partials = dp_scratch_take(scratch, plan.items_capacity * dp_partial_floats(step) * sizeof *plan.partials);
-        plan.first_task = (uint32_t)step->n_tasks;
-        plan.n_tasks = step->sparse ? dp_score_count_tasks(head) : 0;
-        step->n_tasks += plan.n_tasks;
-        if (real) step->heads[h] = plan;
+        const uint32_t first = (uint32_t)step->n_tasks, n = step->sparse ? dp_score_count_tasks(head) : 0;
+        if (scratch->base) step->heads[h] = (dp_head_step){.head = head, .first_task = first, .n_tasks = n};
+        step->n_tasks += n;
     }
     step->tasks = dp_scratch_take(scratch, step->n_tasks * sizeof *step->tasks);
-    step->task_max = dp_scratch_take(scratch, step->n_tasks * rows * sizeof *step->task_max);
+    step->task_max = dp_scratch_take(scratch, step->n_tasks * step->rows * sizeof *step->task_max);
+    step->exact_share = dp_scratch_take(scratch, n_heads * step->rows * sizeof *step->exact_share);
 }
 
 static uint64_t mean_ns(const dp_pipeline *p, int part)
@@ -86,11 +46,9 @@ static void fill_stats(const dp_pipeline *p, const dp_step *step, dp_attention_s
         stats->bytes_means += c->bytes_means;
         stats->bytes_codes += c->bytes_codes;
         stats->bytes_rows += c->bytes_rows;
-        for (size_t i = 0; i < step->heads[h].n_items; i++)
-            stats->bytes_means += step->heads[h].items[i].n_slopes * f->key_dim * (f->value_dim + sizeof(float));
         for (uint32_t i = 0; step->sparse && i < step->heads[h].head->n_segments; i++)
             stats->clusters += step->heads[h].head->segments[i].n_clusters;
-        for (size_t r = 0; r < step->rows; r++) exact_share += step->heads[h].exact_share[r];
+        for (size_t r = 0; r < step->rows; r++) exact_share += step->exact_share[h * step->rows + r];
     }
     stats->sparse = step->sparse;
     stats->tokens = step->layer->n_tokens;
@@ -172,12 +130,20 @@ static dp_status run(dp_runtime *rt, bool single, size_t n, const dp_decode_requ
         const dp_status status = prepare(&step, &r);
         if (status) return status;
         carve_step(&step, &measured);
+        for (size_t h = 0; h < step.sequence->config.n_kv_heads; h++) {
+            dp_head_step head = {.head = &step.layer->heads[h]};
+            dp_scratch slot = {0};
+            dp_pipeline_carve_head(&step, &head, &slot);
+            if (slot.used > p.slot_bytes) p.slot_bytes = slot.used;
+        }
         p.n_units += step.sequence->config.n_kv_heads;
         p.n_arenas = step.sequence->n_arenas;
         const size_t gather = dp_gather_scratch_bytes(&step), scan = dp_scan_scratch_bytes(&step);
         const size_t bytes = ((gather > scan ? gather : scan) + 63) & ~(size_t)63;
         if (bytes > p.thread_bytes) p.thread_bytes = bytes;
     }
+    p.keeps_slots = observe != NULL;
+    p.n_slots = p.keeps_slots || p.n_units < (size_t)dp_team_size(rt) ? p.n_units : (size_t)dp_team_size(rt);
     dp_pipeline_carve(&p, &measured);
     dp_scratch *const scratch = dp_scratch_acquire(rt, measured.used);
     if (!scratch)

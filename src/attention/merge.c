@@ -33,7 +33,7 @@ void dp_merge_row(const dp_step *step, size_t kv_head, size_t row)
         /* Added even where the factor is 0: a NaN value shows, as in dense attention. */
         step->kernels->axpy(out, partial + 2 * step->rows + row * dim, factor, dim);
     }
-    h->exact_share[row] = sum > 0 ? exact / sum : 0;
+    step->exact_share[kv_head * step->rows + row] = sum > 0 ? exact / sum : 0;
     if (dropped > 0) sum += dropped * exp((double)h->reference[row] - shift);
     step->kernels->scale(out, (float)(1.0 / sum), dim);
     if (step->lse) step->lse[head] = (float)(log(sum) + shift);

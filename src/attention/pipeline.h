@@ -16,6 +16,10 @@ typedef struct dp_pipeline {
     int n_arenas;
     size_t thread_bytes;  /* what a member needs for its stages; carving rounds it up */
     char *thread_scratch; /* [members][thread_bytes] */
+    size_t slot_bytes, n_slots;
+    char *slots;        /* [n_slots][slot_bytes] work memory of the units that are open: as many as members at most */
+    atomic_bool *taken; /* [n_slots] */
+    bool keeps_slots;   /* one for every unit, to be looked at when all are through */
     dp_unit *units;       /* [n_units] the steps' KV heads: those of an arena follow each other, long contexts first */
     size_t *first_unit;   /* [n_arenas + 1] */
     dp_ticket *opened;    /* [n_arenas] units that somebody has begun with */
@@ -26,6 +30,9 @@ typedef struct dp_pipeline {
 
 /* Carves the pipeline's memory; run once on an empty scratch to learn the size. */
 void dp_pipeline_carve(dp_pipeline *pipeline, dp_scratch *scratch);
+
+/* Carves the work memory of a step's KV head, likewise. */
+void dp_pipeline_carve_head(const dp_step *step, dp_head_step *head, dp_scratch *scratch);
 
 /* Takes all steps, which have been planned, through their stages. */
 void dp_pipeline_run(dp_pipeline *pipeline);

@@ -33,7 +33,6 @@ typedef struct dp_cluster_ref {
 typedef struct dp_item {
     uint32_t first, last;
     uint32_t segment;  /* of the first estimated cluster */
-    uint32_t n_slopes; /* of segments that were read with their estimated clusters */
     bool estimated;
 } dp_item;
 
@@ -54,9 +53,10 @@ typedef struct dp_head_counts {
     uint64_t bytes_centroids, bytes_means, bytes_codes, bytes_rows;
 } dp_head_counts;
 
-/* A KV head's part of the call. */
+/* A KV head's part of the call. What the pointers point to is a slot of the pipeline's, of use until the head is through. */
 typedef struct dp_head_step {
     const dp_head *head;
+    uint32_t first_task, n_tasks; /* its score tasks */
     float *q;           /* [rows][key_dim] the queries of this head, query-major */
     float *offset;      /* [rows][key_dim] q - q0 in the queries' metric */
     float *variance;    /* [rows] scale^2 |q - q0|^2 in the queries' metric: times a dispersion, the variance of a
@@ -71,7 +71,6 @@ typedef struct dp_head_step {
     uint8_t *flags;      /* [n_positions] SELECT_* */
     float *reference;    /* [rows] */
     float *dropped;      /* [rows] mass of the dropped clusters, for keep_dropped */
-    uint32_t first_task, n_tasks; /* its score tasks */
     dp_piece *pieces;
     size_t n_pieces, pieces_capacity;
     int8_t
@@ -85,6 +84,8 @@ typedef struct dp_head_step {
     float *token_limit;               /* [rows] mass above which a scanned token is read */
     float *logit_limit;               /* [rows] the logit that has this mass, before a soft cap */
     float *mean_logit;                /* [n_segments][rows] of the mean keys */
+    float *drift;                     /* [rows][value_dim] see dp_gather_drift */
+    bool drifts;                      /* false: there is none */
     dp_cluster_ref *scanned;          /* clusters to be looked at */
     size_t n_scanned;
     uint8_t *wanted;         /* [clustered tokens] by first_token: 1 where a token of a scanned cluster is to be read */
@@ -95,7 +96,6 @@ typedef struct dp_head_step {
     size_t n_exact_items; /* sink, window, pending: the first items, known before selection */
     size_t n_items, items_capacity;
     float *partials;     /* [items_capacity][rows][2 + value_dim]: maximum, sum, accumulated values */
-    double *exact_share; /* [rows] share of the kept mass that is exact */
     dp_head_counts counts;
 } dp_head_step;
 
@@ -145,6 +145,7 @@ typedef struct dp_step {
     dp_score_task *tasks;
     float *task_max; /* [n_tasks][rows] */
     size_t n_tasks;
+    double *exact_share; /* [n_kv_heads][rows] share of the kept mass that is exact */
 } dp_step;
 
 static inline size_t dp_partial_floats(const dp_step *step)
@@ -152,8 +153,8 @@ static inline size_t dp_partial_floats(const dp_step *step)
     return step->rows * (2 + step->sequence->format.value_dim);
 }
 
-/* decode.c: dp_decode, and the same with a look at the finished step (selection flags, masses, work lists) before its
- * memory is released: for measurement. */
+/* decode.c: dp_decode, and the same with a look at the finished step (selection flags, masses, work lists of all heads)
+ * before its memory is released: for measurement. */
 typedef void (*dp_observe_fn)(void *user, const dp_step *step);
 dp_status dp_decode_observed(dp_sequence *sequence, uint32_t layer, size_t n_queries, const float *q,
                              const dp_attention_params *params, float *out, float *lse, dp_attention_stats *stats,
@@ -194,6 +195,11 @@ typedef struct dp_gather_task {
     const dp_head_step *head; /* NULL: none */
     size_t item;
 } dp_gather_task;
+
+/* The first-order part of the estimates, in h->drift: a cluster's weighted mean value moves by scale * (covariance of values and
+ * keys) (q - q0), and that covariance is the mean one of all clusters, the slope. Without it the clusters' errors add up,
+ * as they point the same way. */
+void dp_gather_drift(const dp_step *step, dp_head_step *h, void *scratch);
 void dp_gather_item(dp_gather_task task, dp_gather_task next, void *scratch);
 
 /* merge.c */
