@@ -12,6 +12,10 @@ enum {
     BATCH_BYTES = 64 << 10, /* of a batch's keys and values: this one and the next stay in L2 */
 };
 
+/* See is_heavy. A tenth to an eighth less of mean values and slopes is read at 32K tokens, the error stays; so it does with
+ * 1 where a model's queries go, but not where all that clusters miss is in the slope. */
+static const float SLOPE_SHARE = 0.1f;
+
 /* A partial is [rows][2] maximum and sum, then [rows][value_dim] values, relative to exp(maximum). */
 static float *accumulators(const dp_step *step, float *partial)
 {
@@ -150,33 +154,36 @@ static size_t list_next(dp_gather_task task, dp_gather_task next_task, uint32_t 
                       values);
 }
 
-/* The slope that a head's clusters share: that of its last long segment. */
-static const dp_segment *slope_of(const dp_head *head)
+/* Lists rows of a segment's slope from number `first` on. */
+static size_t list_slope(const dp_row_format *f, const dp_segment *segment, size_t first, dp_row *rows)
 {
-    for (uint32_t s = head->n_segments; s-- > 0;)
-        if (head->segments[s].has_slope && !dp_segment_stale(&head->segments[s])) return &head->segments[s];
-    return NULL;
+    const size_t n = f->key_dim - first < BATCH_ROWS ? f->key_dim - first : BATCH_ROWS;
+    for (size_t i = 0; i < n; i++) rows[i] = dp_row_at(segment->slope + (first + i) * f->value_dim);
+    return n;
 }
 
-void dp_gather_drift(const dp_step *step, dp_head_step *h, void *memory)
+/* The first-order part of the estimates of a segment's clusters, all at once: a cluster's weighted mean value moves by
+ * scale * (covariance of values and keys) (q - q0), and that covariance is the segment's mean one, the slope. Without it
+ * the clusters' errors add up, as they point the same way. mass: [rows], of its estimated clusters of more than one token,
+ * each times the slope of a soft cap at its logit. What follows number i is fetched meanwhile. */
+static void add_slope(dp_gather_task task, dp_gather_task next_task, uint32_t number, size_t i, const float *mass,
+                      gather_scratch *scratch, float *values)
 {
-    gather_scratch *const scratch = memory;
+    const dp_step *const step = task.step;
+    const dp_segment *const segment = &task.head->head->segments[number];
     const dp_row_format *const f = &step->sequence->format;
-    const dp_segment *const segment = step->params.slope ? slope_of(h->head) : NULL;
-    h->drifts = segment != NULL;
-    if (!segment) return;
-    memset(h->drift, 0, step->rows * f->value_dim * sizeof *h->drift);
+    dp_row *const rows = scratch->keys;
     for (size_t first = 0, n; first < f->key_dim; first += n) {
-        n = f->key_dim - first < BATCH_ROWS ? f->key_dim - first : BATCH_ROWS;
-        for (size_t i = 0; i < n; i++) scratch->keys[i] = dp_row_at(segment->slope + (first + i) * f->value_dim);
+        n = list_slope(f, segment, first, rows);
+        const size_t ahead =
+            first + n < f->key_dim ? 0 : list_next(task, next_task, number, i, scratch->values, rows + n);
         for (size_t r = 0; r < step->rows; r++)
-            for (size_t i = 0; i < n; i++)
-                scratch->weights[r * BATCH_ROWS + i] = step->sequence->scale * h->offset[r * f->key_dim + first + i] *
-                                                       segment->slope_step[first + i];
-        step->kernels->weighted_means(scratch->weights, BATCH_ROWS, step->rows, scratch->keys, n, 0, f->value_dim,
-                                      h->drift);
+            for (size_t j = 0; j < n; j++)
+                scratch->weights[r * BATCH_ROWS + j] = mass[r] * step->sequence->scale *
+                                                       task.head->offset[r * f->key_dim + first + j] *
+                                                       segment->slope_step[first + j];
+        step->kernels->weighted_means(scratch->weights, BATCH_ROWS, step->rows, rows, n, ahead, f->value_dim, values);
     }
-    h->counts.bytes_means += f->key_dim * (f->value_dim + sizeof *segment->slope_step);
 }
 
 /* How much of each cluster's mass moves with the query. */
@@ -224,11 +231,21 @@ static void weigh_means(const dp_step *step, const dp_head_step *h, uint32_t num
     }
 }
 
+/* Whether a segment's clusters have so much of any row's mass that their slope is worth its bytes: SLOPE_SHARE of what each
+ * segment would have if all had the same. Together those below have at most that share, and the slope is a correction. */
+static bool is_heavy(const dp_step *step, const dp_head_step *h, const float *mass)
+{
+    const float share = SLOPE_SHARE / (float)h->head->n_segments;
+    for (size_t r = 0; r < step->rows; r++)
+        if (!(mass[r] <= share * h->total[r])) return true;
+    return false;
+}
+
 static void gather_means(dp_gather_task task, dp_gather_task next_task, float *partial, gather_scratch *scratch)
 {
     const dp_step *const step = task.step;
     const dp_head_step *const h = task.head;
-    const dp_item *const item = &h->items[task.item];
+    dp_item *const item = &h->items[task.item];
     const size_t dim = step->sequence->format.value_dim;
     float *const spread_mass = scratch->weights + step->rows * BATCH_ROWS, *const values = accumulators(step, partial);
     dp_row *const rows = scratch->values;
@@ -237,13 +254,18 @@ static void gather_means(dp_gather_task task, dp_gather_task next_task, float *p
     uint32_t number = item->segment;
     for (size_t i = item->first, n; i < item->last; i += n) {
         number = segment_of(h, number, i);
+        const dp_segment *const segment = &h->head->segments[number];
         n = list_means(h, number, i, item->last, dim, rows);
         weigh_means(step, h, number, h->estimated + i, n, partial, spread_mass, scratch);
-        const size_t ahead = list_next(task, next_task, number, i + n, scratch->keys, rows + n);
+        const bool ends = i + n == item->last || i + n == h->estimates[number + 1].first;
+        const bool slope = ends && segment->has_slope && step->params.slope && is_heavy(step, h, spread_mass);
+        const size_t ahead = slope ? list_slope(&step->sequence->format, segment, 0, rows + n)
+                                   : list_next(task, next_task, number, i + n, scratch->keys, rows + n);
         step->kernels->weighted_means(scratch->weights, BATCH_ROWS, step->rows, rows, n, ahead, dim, values);
+        if (slope) add_slope(task, next_task, number, i + n, spread_mass, scratch, values);
+        item->n_slopes += slope;
+        if (ends) memset(spread_mass, 0, step->rows * sizeof *spread_mass);
     }
-    for (size_t r = 0; h->drifts && r < step->rows; r++)
-        if (spread_mass[r] > 0) step->kernels->axpy(values + r * dim, h->drift + r * dim, spread_mass[r], dim);
     /* Where all masses underflowed there is nothing, and the reference must not pass for a logit that is there. */
     for (size_t r = 0; r < step->rows; r++) {
         if (!(partial[2 * r + 1] < FLT_MIN)) continue;

@@ -13,8 +13,9 @@ static size_t ceil_div(size_t a, size_t b)
  * the partial results stay few (dense at 128K tokens, two threads: 20.7 ms, with 128 items a list 21.7). */
 enum { ITEM_BYTES = 128 << 10, ITEMS_PER_LIST = 64 };
 
-/* Estimated clusters per item. */
-enum { MOST_ESTIMATED = 512 };
+/* Estimated clusters per item. Items end with a segment where they can: the slope of a segment, as many rows as a hundred
+ * clusters, is added for each item that has clusters of it. */
+enum { FEWEST_ESTIMATED = 128, MOST_ESTIMATED = 512 };
 
 static size_t even_tokens(const dp_step *step)
 {
@@ -46,7 +47,7 @@ static size_t exact_tokens(const dp_step *step, const dp_head *head)
 size_t dp_items_capacity(const dp_step *step, const dp_head *head)
 {
     return most_items(step, exact_tokens(step, head)) + most_items(step, head->clustered) +
-           head->n_panels * DP_PANEL / MOST_ESTIMATED + 1;
+           head->n_panels * DP_PANEL / FEWEST_ESTIMATED + 1;
 }
 
 static void add_piece(dp_head_step *head, dp_run run, size_t n, size_t first_row)
@@ -93,17 +94,23 @@ static void cut_items(const dp_step *step, dp_head_step *head, size_t first)
     }
 }
 
+static void add_estimated(dp_head_step *head, uint32_t first, uint32_t last, uint32_t segment)
+{
+    head->items[head->n_items++] = (dp_item){.first = first, .last = last, .segment = segment, .estimated = true};
+}
+
 /* Cuts the estimated clusters into items. */
 static void cut_estimated(dp_head_step *head)
 {
-    uint32_t segment = 0;
-    for (uint32_t i = 0; i < head->n_estimated; i += MOST_ESTIMATED) {
-        const uint32_t left = (uint32_t)head->n_estimated - i;
-        while (i >= head->estimates[segment + 1].first) segment++;
-        head->items[head->n_items++] = (dp_item){.first = i,
-                                                 .last = i + (left < MOST_ESTIMATED ? left : MOST_ESTIMATED),
-                                                 .segment = segment,
-                                                 .estimated = true};
+    uint32_t start = 0, segment = 0; /* of the item */
+    for (uint32_t s = 0; s < head->head->n_segments; s++) {
+        const uint32_t end = head->estimates[s + 1].first;
+        if (start == head->estimates[s].first) segment = s;
+        for (; end - start >= MOST_ESTIMATED; start += MOST_ESTIMATED, segment = s)
+            add_estimated(head, start, start + MOST_ESTIMATED, segment);
+        if (end == start || (end - start < FEWEST_ESTIMATED && end < head->n_estimated)) continue;
+        add_estimated(head, start, end, segment);
+        start = end;
     }
 }
 

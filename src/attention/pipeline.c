@@ -95,7 +95,6 @@ void dp_pipeline_carve_head(const dp_step *step, dp_head_step *h, dp_scratch *sc
     h->token_limit = dp_scratch_take(scratch, rows * sizeof *h->token_limit);
     h->logit_limit = dp_scratch_take(scratch, rows * sizeof *h->logit_limit);
     h->mean_logit = dp_scratch_take(scratch, head->n_segments * rows * sizeof *h->mean_logit);
-    h->drift = dp_scratch_take(scratch, step->sparse ? rows * s->format.value_dim * sizeof *h->drift : 0);
     h->scanned = dp_scratch_take(scratch, (scannable ? h->n_positions : 0) * sizeof *h->scanned);
     h->wanted = dp_scratch_take(scratch, scannable);
     h->estimated = dp_scratch_take(scratch, h->n_positions * sizeof *h->estimated);
@@ -169,7 +168,7 @@ static void run_task(member *m, const dp_unit *u, int stage, size_t i, bool is_n
 }
 
 /* Collects the queries of the KV head, and lists what is known before any work. */
-static void plan(const member *m, dp_step *step, size_t kv_head)
+static void plan(dp_step *step, size_t kv_head)
 {
     const dp_sequence *const s = step->sequence;
     const size_t dim = s->format.key_dim, group = s->group;
@@ -182,9 +181,14 @@ static void plan(const member *m, dp_step *step, size_t kv_head)
             s->scale * s->scale *
             dp_queries_offset(&head->head->queries, step->kernels, dim, head->q + r * dim, head->offset + r * dim);
     dp_pieces_exact(step, head);
-    if (!step->sparse) return;
-    dp_score_plan(step, kv_head);
-    dp_gather_drift(step, head, m->scratch);
+    if (step->sparse) dp_score_plan(step, kv_head);
+}
+
+static void count_slopes(const dp_step *step, dp_head_step *h)
+{
+    const dp_row_format *const f = &step->sequence->format;
+    for (size_t i = 0; i < h->n_items; i++)
+        h->counts.bytes_means += h->items[i].n_slopes * f->key_dim * (f->value_dim + sizeof(float));
 }
 
 /* What one member does when all tasks of a stage are done. */
@@ -195,7 +199,7 @@ static void close_stage(member *m, const dp_unit *u, int stage)
     switch (stage) {
     case STAGE_PLAN:
         dp_pipeline_carve_head(step, h, &(dp_scratch){.base = m->pipeline->slots + u->slot * m->pipeline->slot_bytes});
-        plan(m, step, u->kv_head);
+        plan(step, u->kv_head);
         break;
     case STAGE_SCORE:
         if (!step->sparse) break;
@@ -210,6 +214,8 @@ static void close_stage(member *m, const dp_unit *u, int stage)
             dp_pieces_all(step, h);
         }
         account(m, DP_TIME_SCAN);
+        break;
+    case STAGE_GATHER: count_slopes(step, h);
     }
 }
 

@@ -33,6 +33,7 @@ typedef struct dp_cluster_ref {
 typedef struct dp_item {
     uint32_t first, last;
     uint32_t segment;  /* of the first estimated cluster */
+    uint32_t n_slopes; /* of segments that were read with their estimated clusters */
     bool estimated;
 } dp_item;
 
@@ -84,8 +85,6 @@ typedef struct dp_head_step {
     float *token_limit;               /* [rows] mass above which a scanned token is read */
     float *logit_limit;               /* [rows] the logit that has this mass, before a soft cap */
     float *mean_logit;                /* [n_segments][rows] of the mean keys */
-    float *drift;                     /* [rows][value_dim] see dp_gather_drift */
-    bool drifts;                      /* false: there is none */
     dp_cluster_ref *scanned;          /* clusters to be looked at */
     size_t n_scanned;
     uint8_t *wanted;         /* [clustered tokens] by first_token: 1 where a token of a scanned cluster is to be read */
@@ -195,11 +194,6 @@ typedef struct dp_gather_task {
     const dp_head_step *head; /* NULL: none */
     size_t item;
 } dp_gather_task;
-
-/* The first-order part of the estimates, in h->drift: a cluster's weighted mean value moves by scale * (covariance of values and
- * keys) (q - q0), and that covariance is the mean one of all clusters, the slope. Without it the clusters' errors add up,
- * as they point the same way. */
-void dp_gather_drift(const dp_step *step, dp_head_step *h, void *scratch);
 void dp_gather_item(dp_gather_task task, dp_gather_task next, void *scratch);
 
 /* merge.c */

@@ -199,26 +199,11 @@ static bool plan_head(build_job *job, dp_head *head, uint64_t tail_first, size_t
     return true;
 }
 
-/* Segments before number i pass their slope on to the one that was built for its place: a step reads the last one only. */
-static void share_slope(const dp_row_format *f, const dp_head *head, uint32_t i, dp_segment *built)
-{
-    const dp_segment *before = NULL;
-    uint64_t tokens = 0;
-    for (uint32_t s = 0; s < i && built->has_slope; s++) {
-        const dp_segment *const segment = &head->segments[s];
-        if (!segment->has_slope || dp_segment_stale(segment)) continue;
-        before = segment;
-        tokens += segment->n_tokens;
-    }
-    if (before) dp_build_share_slope(f, before, built, tokens);
-}
-
 /* Takes a segment that was built into account. Those of a head come in the order of their plan. */
 static void attach(const dp_sequence *s, const build_task *task)
 {
     dp_head *const head = task->head;
-    dp_segment *const built = &head->segments[task->segment];
-    share_slope(&s->format, head, task->replaces == none ? head->n_segments : task->replaces, built);
+    const dp_segment *const built = &head->segments[task->segment];
     head->clustered += built->n_tokens;
     head->n_panels += built->n_panels;
     if (task->replaces == none) {

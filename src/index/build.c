@@ -400,19 +400,6 @@ static void store_slope(const dp_sequence *s, const build *b, dp_segment *seg)
     }
 }
 
-void dp_build_share_slope(const dp_row_format *f, const dp_segment *before, dp_segment *seg, uint64_t tokens_before)
-{
-    const float share = (float)((double)tokens_before / (double)(tokens_before + seg->n_tokens));
-    for (size_t j = 0; j < f->key_dim; j++) {
-        int8_t *const own = seg->slope + j * f->value_dim;
-        const int8_t *const old = before->slope + j * f->value_dim;
-        const float own_step = (1.0f - share) * seg->slope_step[j], old_step = share * before->slope_step[j];
-        float mean[DP_MAX_DIM];
-        for (size_t i = 0; i < f->value_dim; i++) mean[i] = own_step * (float)own[i] + old_step * (float)old[i];
-        seg->slope_step[j] = dp_quantise(mean, f->value_dim, own);
-    }
-}
-
 /* All that the index keeps of a cluster. False where oneDNN fails. */
 static bool describe_cluster(const dp_sequence *s, const dp_queries *queries, build *b, dp_segment *seg, uint32_t c)
 {

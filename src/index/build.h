@@ -24,9 +24,4 @@ size_t dp_build_scratch_bytes(const dp_sequence *sequence, size_t n_tokens);
 bool dp_build_segment(const dp_sequence *sequence, const dp_queries *queries, dp_segment *segment, const char *k,
                       const char *v, dp_scratch *scratch);
 
-/* Makes the slope of a segment that was built the mean one of the head's segments up to it: of its own and of that of the one
- * before it that has a slope, which stands for tokens_before tokens. */
-void dp_build_share_slope(const dp_row_format *format, const dp_segment *before, dp_segment *segment,
-                          uint64_t tokens_before);
-
 #endif

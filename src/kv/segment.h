@@ -31,7 +31,7 @@ typedef struct dp_segment {
     float *mean_step;    /* [n_clusters] */
     bool has_slope;      /* long segments only: it would outweigh a short one's means */
     int8_t *slope;       /* [key_dim][value_dim] mean over tokens, clusters of one left out, of (k - centroid)(v - mean
-                              value)', keys in the queries' metric, of this segment and those before it; row i in units of */
+                              value)', keys in the queries' metric; row i in units of */
     float *slope_step;   /* [key_dim] */
     uint8_t *codes;      /* where the format has codes: keys less their cluster's centroid, in four bits, in cluster
                               order and in groups of DP_CODE_GROUP tokens as code_logits wants them, in units of */

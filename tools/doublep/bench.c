@@ -32,15 +32,17 @@ static uint64_t usable_memory(void)
 }
 
 /* The best that the machine showed so far: what shares a machine with others only ever makes it slower. */
-bool bench_measure_machine(bench_machine *machine, size_t bytes)
+bool bench_measure_machine(bench_machine *machine, size_t bytes, const char *flush, size_t flush_bytes)
 {
     const int n_threads = machine->info.n_threads;
+    const size_t least = 256u << 20, outside = 2 * machine->info.l3_bytes / (size_t)n_threads; /* of the cache */
+    bytes = bytes ? bytes : outside > least ? outside : least;
     fputs("measuring the machine's bandwidth\n", stderr);
     const double stream = machine_read_bandwidth(n_threads, bytes) * 1e-9;
     bool done = stream > 0;
     machine->stream_gbps = fmax(machine->stream_gbps, stream);
     for (size_t i = 0; done && i < BENCH_RUN_LENGTHS; i++) {
-        const double gather = machine_gather_bandwidth(n_threads, bytes, bench_run_bytes(i)) * 1e-9;
+        const double gather = machine_gather_bandwidth(n_threads, bytes, bench_run_bytes(i), flush, flush_bytes) * 1e-9;
         done = gather > 0;
         machine->gather_gbps[i] = fmax(machine->gather_gbps[i], gather);
     }

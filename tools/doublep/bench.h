@@ -38,7 +38,7 @@ typedef struct bench_settings {
     const char *traces[BENCH_TRACES];
     size_t n_traces;
     size_t steps, growth;
-    size_t buffer_bytes; /* per thread, for measuring the bandwidth */
+    size_t buffer_bytes; /* per thread, for measuring the bandwidth; 0: more than the cache holds */
     uint32_t n_layers; /* 0: by size */
     const char *json, *svg, *from;
 } bench_settings;
@@ -102,9 +102,9 @@ void bench_options_parse(int argc, char **argv, bench_settings *settings);
 /* The number of the first dense method; that of all methods where there is none. */
 size_t bench_dense(const bench_settings *settings);
 
-/* bench.c: measures stream_gbps and gather_gbps with so many bytes per thread, and keeps the higher of old and new; false
- * where memory runs out. */
-bool bench_measure_machine(bench_machine *machine, size_t bytes);
+/* bench.c: measures stream_gbps and gather_gbps with so many bytes per thread (0: more than the cache holds), the latter after
+ * reading `flush` each time, and keeps the higher of old and new; false where memory runs out. */
+bool bench_measure_machine(bench_machine *machine, size_t bytes, const char *flush, size_t flush_bytes);
 
 /* bench_run.c: all figures for one context, and the machine's bandwidth once more right before the steps; false and a
  * message on failure. */

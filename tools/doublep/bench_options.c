@@ -26,7 +26,7 @@ static const struct argp_option options_list[] = {
     {"layers", KEY_LAYERS, "N", 0, "Layers that take turns (default: 2 GiB worth of them, 2 to 8)", 1},
     {"threads", 't', "T", 0, "Threads (default: one per core)", 2},
     {"pin", KEY_PIN, "POLICY", 0, "Bind threads to cores: off (default), compact, scatter", 2},
-    {"buffer", KEY_BUFFER, "MIB", 0, "Memory per thread that the bandwidth is measured with (default 256)", 2},
+    {"buffer", KEY_BUFFER, "MIB", 0, "Memory per thread that the bandwidth is measured with (default: 256, or twice the last-level cache for all threads, if that is more)", 2},
     {"json", KEY_JSON, "FILE", 0, "Write the figures as JSON (to stdout, instead of the table, where FILE is -)", 3},
     {"svg", KEY_SVG, "FILE", 0, "Draw step time against context, with gnuplot", 3},
     {"from", KEY_FROM, "FILE", 0, "Measure nothing: draw --svg from this JSON", 3},
@@ -184,7 +184,7 @@ void bench_options_parse(int argc, char **argv, bench_settings *settings)
                "Beside the times stand the bytes that a method read and the time that these bytes take at the bandwidth "
                "measured in the same run.",
     };
-    *settings = (bench_settings){.type = DP_BF16, .steps = 64, .growth = 128, .buffer_bytes = 256u << 20};
+    *settings = (bench_settings){.type = DP_BF16, .steps = 64, .growth = 128};
     if (argp_parse(&argp, argc, argv, 0, NULL, settings) != 0)
         exit(EXIT_USAGE);
 }

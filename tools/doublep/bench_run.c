@@ -7,9 +7,8 @@
 
 #include "bench.h"
 #include "bench_contenders.h"
+#include "machine.h"
 #include "progress.h"
-
-enum { LINE = 64 /* bytes of the cache */ };
 
 typedef struct samples {
     double *ms, *stages_ms[BENCH_STAGES]; /* [steps] */
@@ -28,7 +27,6 @@ typedef struct bench_state {
     float *k, *v, *q, *outputs[BENCH_METHODS];
     char *flush; /* memory that is read between timed calls */
     size_t flush_bytes;
-    volatile unsigned flush_sum;
     samples samples[BENCH_METHODS];
     char *error;
     size_t error_size;
@@ -123,13 +121,9 @@ static void destroy(bench_state *s)
 /* ---- Steps ------------------------------------------------------------------------------------------------------------ */
 
 /* What is between two attention calls of a model: other memory, more than the cache holds, read by the same threads. */
-static void flush_caches(bench_state *s)
+static void flush_caches(const bench_state *s)
 {
-    unsigned sum = 0;
-#pragma omp parallel for schedule(static) reduction(+ : sum) num_threads(s->machine->info.n_threads)
-    for (size_t i = 0; i < s->flush_bytes; i += LINE)
-        sum += (unsigned char)s->flush[i];
-    s->flush_sum = sum;
+    (void)machine_flush(s->flush, s->flush_bytes, s->machine->info.n_threads);
 }
 
 static double relative_error(const bench_shape *shape, const float *out, const float *want)
@@ -282,13 +276,14 @@ static bool run_growth(bench_state *s, bench_growth *growth)
 
 /* ---- Figures ------------------------------------------------------------------------------------------------------------ */
 
-/* Centroids are read in one stream; mean values, refined clusters' codes and rows in runs. */
+/* All in runs: a segment's centroids, mean values, refined clusters' codes, rows. */
 static double limit_ms(const bench_state *s, const bench_method_figures *f)
 {
+    const double segment = bench_run_bytes(BENCH_RUN_LENGTHS - 1); /* some 50 KiB */
     const double mean_value = (double)s->settings->shape.dim * 2;
     if (f->clusters == 0)
         return f->bytes / s->machine->stream_gbps * 1e-6;
-    return (f->bytes_centroids / s->machine->stream_gbps + f->bytes_means / bench_gather_gbps(s->machine, mean_value) +
+    return (f->bytes_centroids / bench_gather_gbps(s->machine, segment) + f->bytes_means / bench_gather_gbps(s->machine, mean_value) +
             f->bytes_codes / bench_gather_gbps(s->machine, f->bytes_codes / fmax(f->clusters_refined, 1)) +
             f->bytes_rows / bench_gather_gbps(s->machine, f->run_bytes)) * 1e-6;
 }
@@ -352,7 +347,7 @@ static bool run(bench_state *s, uint64_t context, bench_figures *figures)
     if (!s->contenders || !create_buffers(s) || !contenders_fill(s->contenders, s->source, context, figures))
         return false;
     s->n_tokens = context;
-    if (!bench_measure_machine(s->machine, settings->buffer_bytes))
+    if (!bench_measure_machine(s->machine, settings->buffer_bytes, s->flush, s->flush_bytes))
         return fail(s, "no memory to measure the bandwidth with");
     if (!run_steps(s, figures))
         return false;

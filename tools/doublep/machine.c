@@ -87,7 +87,26 @@ double machine_read_bandwidth(int n_threads, size_t bytes_per_thread)
 
 /* ---- Gathering -------------------------------------------------------------------------------------------------- */
 
-enum { LINE_WORDS = 8, GATHER_PASSES = 3 };
+enum { LINE = 64, LINE_WORDS = 8, GATHER_PASSES = 5, GATHER_BYTES = 4 << 20 /* a thread and pass: a step reads some MiB */ };
+
+/* Part number `part` of `parts`. */
+static unsigned read_part(const char *memory, size_t bytes, int part, int parts)
+{
+    const size_t lines = bytes / LINE, first = lines * (size_t)part / (size_t)parts;
+    const size_t last = lines * ((size_t)part + 1) / (size_t)parts;
+    unsigned sum = 0;
+    for (size_t i = first; i < last; i++)
+        sum += (unsigned char)memory[i * LINE];
+    return sum;
+}
+
+unsigned machine_flush(const char *memory, size_t bytes, int n_threads)
+{
+    unsigned sum = 0;
+#pragma omp parallel num_threads(n_threads) reduction(+ : sum)
+    sum += read_part(memory, bytes, omp_get_thread_num(), omp_get_num_threads());
+    return sum;
+}
 
 /* Reads the runs in the order of `order`, prefetching `ahead` lines ahead across the runs' ends. */
 WIDEST static uint64_t sum_runs(const uint64_t *words, const uint32_t *order, size_t n_runs, unsigned run_shift,
@@ -123,12 +142,14 @@ static uint32_t *create_order(size_t n, uint64_t seed)
     return order;
 }
 
-double machine_gather_bandwidth(int n_threads, size_t bytes_per_thread, size_t run_bytes)
+double machine_gather_bandwidth(int n_threads, size_t bytes_per_thread, size_t run_bytes, const char *flush,
+                                size_t flush_bytes)
 {
     static const size_t distances[] = {16, 32, 64, 128};
     enum { DISTANCES = sizeof(distances) / sizeof(distances[0]) };
     const size_t unit = run_bytes > (2 << 20) ? run_bytes : 2 << 20;
-    const size_t bytes = (bytes_per_thread + unit - 1) / unit * unit;
+    const size_t bytes = (bytes_per_thread + unit - 1) / unit * unit, n_runs = bytes / run_bytes;
+    const size_t wanted = GATHER_BYTES / run_bytes, n_pass = wanted == 0 ? 1 : wanted < n_runs ? wanted : n_runs;
     unsigned run_shift = 0;
     while ((size_t)LINE_WORDS * sizeof(uint64_t) << run_shift < run_bytes)
         run_shift++;
@@ -138,15 +159,17 @@ double machine_gather_bandwidth(int n_threads, size_t bytes_per_thread, size_t r
 #pragma omp parallel num_threads(n_threads) reduction(+ : failed, check)
     {
         uint64_t *const words = create_buffer(bytes);
-        uint32_t *const order = create_order(bytes / run_bytes, (uint64_t)omp_get_thread_num() + 1);
+        uint32_t *const order = create_order(n_runs, (uint64_t)omp_get_thread_num() + 1);
         failed += !words || !order;
 #pragma omp single
         team = omp_get_num_threads();
         for (int pass = 0; pass < DISTANCES * GATHER_PASSES; pass++) {
+            const size_t first = (size_t)pass * n_pass % (n_runs - n_pass + 1); /* other runs each time */
+            check += read_part(flush, flush_bytes, omp_get_thread_num(), omp_get_num_threads());
 #pragma omp barrier
             const uint64_t start = clock_ns();
             if (words && order)
-                check += sum_runs(words, order, bytes / run_bytes, run_shift, distances[pass % DISTANCES]);
+                check += sum_runs(words, order + first, n_pass, run_shift, distances[pass % DISTANCES]);
 #pragma omp barrier
 #pragma omp master
             seconds[pass % DISTANCES][pass / DISTANCES] = (double)(clock_ns() - start) * 1e-9;
@@ -161,7 +184,7 @@ double machine_gather_bandwidth(int n_threads, size_t bytes_per_thread, size_t r
         const double other = median(seconds[i], GATHER_PASSES);
         best = other < best ? other : best;
     }
-    return (double)bytes * team / best;
+    return (double)(n_pass * run_bytes) * team / best;
 }
 
 /* ---- Peak ----------------------------------------------------------------------------------------------------- */
