@@ -1,6 +1,7 @@
 /* Stage 1: estimated logits of all clusters. */
 #include <math.h>
 
+#include "attention/lines.h"
 #include "attention/step.h"
 
 /* Panels per task: 1024 clusters of 128 dimensions are 256 KiB, long enough to stream, short enough to share out. */
@@ -68,6 +69,11 @@ void dp_score_run(const dp_step *step, const dp_score_task *task, float *task_ma
     const float scale = step->sequence->scale;
     const size_t first = (size_t)task->first_panel * DP_PANEL, n = (size_t)task->n_panels * DP_PANEL;
     const bool capped = step->sequence->config.softcap > 0;
+    /* Short arrays, which the hardware's prefetcher is late for. */
+    dp_prefetch(dp_lines_of(segment->mean_key, dim * sizeof *segment->mean_key));
+    dp_prefetch(dp_lines_of(segment->size + first, n * sizeof *segment->size));
+    dp_prefetch(dp_lines_of(segment->spread + first, n * sizeof *segment->spread));
+    dp_prefetch(dp_lines_of(segment->limit + first, n * sizeof *segment->limit));
     step->kernels->score_panels(h->q, step->rows, dim, segment->panels + task->first_panel * dp_panel_bytes(dim),
                                 task->n_panels, h->score + task->position + first, h->n_positions);
     for (size_t r = 0; r < step->rows; r++) {
