@@ -25,7 +25,9 @@ enum {
 };
 
 /* dst[i] = src[i] in another type. To f16 and bf16: round to nearest even, overflow to Inf, NaN stays NaN (quiet),
- * denormals are kept in both directions. */
+ * denormals are kept in both directions. int8: one row of n elements, with its step behind (DP_INT8 in doublep/types.h), rounded to
+ * the nearest, ties to even; its step is NaN where an element is not finite, so that all of it is, and 0 where 127 / largest
+ * magnitude is not finite. */
 typedef void (*dp_to_f32_fn)(float *dst, const void *src, size_t n);
 typedef void (*dp_from_f32_fn)(void *dst, const float *src, size_t n);
 
@@ -64,7 +66,7 @@ typedef void (*dp_weighted_means_fn)(const float *w, size_t w_stride, size_t hea
                                      size_t ahead, size_t d, float *acc);
 
 /* out[h * out_stride + i] = scale * sum_j q[h * d + j] * row(i)[j], h < heads, i < n.
- * row(i): elements of the table slot's type, at rows[i]. d: a multiple of 8, at most DP_MAX_DIM.
+ * row(i): d elements of the table slot's type, at rows[i]; int8 with its step. d: a multiple of 8, at most DP_MAX_DIM.
  * rows[n] .. rows[n + ahead - 1] are rows that the caller wants next. Each row is fetched into the cache while one some way
  * before it is at work, and so are the first of these, up to n. They are not read otherwise. */
 typedef void (*dp_key_logits_fn)(const float *q, size_t heads, size_t d, const dp_row *rows, size_t n,

@@ -32,10 +32,15 @@ DP_INLINE int is_turn(size_t *others, share ahead)
     return turn;
 }
 
+DP_INLINE size_t element_bytes(dp_type type)
+{
+    return type == DP_F32 ? 4 : type == DP_INT8 ? 1 : 2;
+}
+
 /* Fetches the lines that begin in the block of `block` elements from j on. */
 DP_INLINE void prefetch_block(const void *row, size_t j, size_t block, dp_type type)
 {
-    const size_t element = type == DP_F32 ? 4 : 2, bytes = block * element;
+    const size_t element = element_bytes(type), bytes = block * element;
     const uintptr_t first = (uintptr_t)row + j * element; /* a number: the address need not be anyone's */
     if (bytes < 64 && j * element % 64 != 0) return;
     for (size_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch((const void *)(first + offset), 0, 3);
@@ -48,7 +53,7 @@ DP_INLINE void prefetch_block(const void *row, size_t j, size_t block, dp_type t
 DP_INLINE share start_share(size_t n, size_t ahead, size_t d, dp_type type, size_t groups)
 {
     enum { NEAR = 2048, FEWEST_ROWS = 4 };
-    const size_t rows = NEAR / (d * (type == DP_F32 ? 4 : 2)), near = rows > FEWEST_ROWS ? rows : FEWEST_ROWS;
+    const size_t rows = NEAR / (d * element_bytes(type)), near = rows > FEWEST_ROWS ? rows : FEWEST_ROWS;
     return (share){.distance = groups > 1 || near > n ? n : near, .last = n + ahead, .groups = groups};
 }
 

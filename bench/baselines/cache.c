@@ -22,8 +22,8 @@ method_cache *method_cache_create(dp_runtime *runtime, const dp_sequence_config 
         .format = {.type = config->type,
                    .key_dim = config->key_dim,
                    .value_dim = config->value_dim,
-                   .key_bytes = config->key_dim * dp_type_bytes(config->type),
-                   .value_bytes = config->value_dim * dp_type_bytes(config->type)},
+                   .key_bytes = dp_row_bytes(config->type, config->key_dim),
+                   .value_bytes = dp_row_bytes(config->type, config->value_dim)},
         .scale = config->scale > 0 ? config->scale : 1.0f / sqrtf((float)config->key_dim),
         .capacity = capacity,
     };

@@ -35,7 +35,8 @@ static void *allocate(size_t bytes)
 /* Loads the keys less their mean. */
 static void load(cluster_segment *s, const method_cache *c, const char *keys, dp_kmeans *p)
 {
-    c->kernels->to_f32[c->format.type](p->x, keys, p->n * p->dim);
+    for (size_t i = 0; i < p->n; i++)
+        c->kernels->to_f32[c->format.type](p->x + i * p->dim, keys + i * c->format.key_bytes, p->dim);
     memset(s->mean_key, 0, p->dim * sizeof(*s->mean_key));
     for (size_t i = 0; i < p->n; i++)
         c->kernels->axpy(s->mean_key, p->x + i * p->dim, 1, p->dim);

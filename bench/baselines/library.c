@@ -16,6 +16,9 @@ typedef struct library_settings {
 /* The shape, type and scale of the sequence come from the cache. */
 static const char *const refine_names[] = {"budget", "top-p", NULL};
 static const char *const clustering_names[] = {"l2", "spherical", NULL};
+enum { SAME_TYPE = DP_TYPE_COUNT }; /* as the cache's */
+static const char *const type_names[] = {[DP_F32] = "f32",   [DP_F16] = "f16",       [DP_BF16] = "bf16",
+                                         [DP_INT8] = "int8", [SAME_TYPE] = "cache's", NULL};
 #define FIELD(label, m, index) METHOD_FIELD(library_settings, label, m, index)
 #define CHOICE(label, m, names, index) METHOD_FIELD_CHOICE(library_settings, label, m, names, index)
 static const method_field fields[] = {
@@ -45,6 +48,7 @@ static const method_field fields[] = {
     FIELD("key_codes", sequence.key_codes, true),
     CHOICE("clustering", sequence.clustering, clustering_names, true),
     FIELD("borrowed", sequence.borrowed, true), /* no copy: the cache's rows as they lie there */
+    CHOICE("kv", sequence.type, type_names, true),
 };
 enum { N_FIELDS = sizeof(fields) / sizeof(fields[0]) };
 
@@ -67,6 +71,7 @@ static void defaults_dense(void *settings)
     memset(s, 0, sizeof(*s));
     dp_attention_params_init(&s->params);
     dp_sequence_config_init(&s->sequence);
+    s->sequence.type = (dp_type)SAME_TYPE;
     s->params.method = DP_DENSE;
     /* As little of an index as there can be: it is not used. */
     s->sequence.segment_tokens = s->sequence.pending_tokens = 65536;
@@ -81,6 +86,7 @@ static void defaults_double_p(void *settings)
     memset(s, 0, sizeof(*s));
     dp_attention_params_init(&s->params);
     dp_sequence_config_init(&s->sequence);
+    s->sequence.type = (dp_type)SAME_TYPE;
 }
 
 static void defaults_paper(void *settings)
@@ -89,13 +95,16 @@ static void defaults_paper(void *settings)
     memset(s, 0, sizeof(*s));
     dp_attention_params_init_paper(&s->params);
     dp_sequence_config_init(&s->sequence);
+    s->sequence.type = (dp_type)SAME_TYPE;
     dp_sequence_config_set_paper(&s->sequence);
 }
 
 /* The library checks its settings itself, when they are used. */
 static const char *check(const void *settings, const method_cache *cache)
 {
-    (void)settings, (void)cache;
+    const dp_sequence_config *const c = &((const library_settings *)settings)->sequence;
+    if (c->borrowed && c->type != (dp_type)SAME_TYPE && c->type != cache->format.type)
+        return "borrowed rows are of the cache's type";
     return NULL;
 }
 
@@ -174,7 +183,7 @@ static void *state_create(method_cache *cache, const void *settings, char *error
         c->n_kv_heads = cache->n_kv_heads;
         c->key_dim = (uint32_t)cache->format.key_dim;
         c->value_dim = (uint32_t)cache->format.value_dim;
-        c->type = cache->format.type;
+        if (c->type == (dp_type)SAME_TYPE) c->type = cache->format.type;
         c->scale = cache->scale;
         s->flags = calloc(cache->n_kv_heads, sizeof(*s->flags));
         s->flag_capacity = calloc(cache->n_kv_heads, sizeof(*s->flag_capacity));
@@ -302,11 +311,17 @@ bool method_library_settings(const method_type *type, const void *settings, cons
     return true;
 }
 
+bool method_is_reference(const method_type *type, const void *settings)
+{
+    return type == &method_dense && ((const library_settings *)settings)->sequence.type == (dp_type)SAME_TYPE;
+}
+
 #define LIBRARY_METHOD                                                                                          \
     .settings_bytes = sizeof(library_settings), .check = check, .target = target, .create = state_create,        \
     .restart = restart, .append = append, .attend = attend, .mark = mark, .free = state_free
 
-const method_type method_dense = {.name = "dense", .defaults = defaults_dense, LIBRARY_METHOD};
+const method_type method_dense = {
+    .name = "dense", .defaults = defaults_dense, .fields = fields + N_FIELDS - 1, .n_fields = 1, LIBRARY_METHOD};
 const method_type method_double_p = {
     .name = "double-p", .defaults = defaults_double_p, .fields = fields, .n_fields = N_FIELDS, LIBRARY_METHOD};
 const method_type method_double_p_paper = {

@@ -89,10 +89,13 @@ const method_type *method_find(const char *name, size_t length);
 bool method_set(const method_type *type, void *settings, const char *assignment, size_t length, char *error,
                 size_t error_size);
 
-/* What the settings of one of the library's own methods say; false for another type. The sequence's shape and type are
- * not part of them. */
+/* What the settings of one of the library's own methods say; false for another type. The sequence's shape is not part of them,
+ * and its type is DP_TYPE_COUNT where it is to be the cache's. */
 bool method_library_settings(const method_type *type, const void *settings, const dp_attention_params **params,
                              const dp_sequence_config **sequence);
+
+/* Dense attention over rows of the cache's type: what the others are compared with. */
+bool method_is_reference(const method_type *type, const void *settings);
 
 /* The value of a field as method_set takes it. */
 void method_get(const method_field *field, const void *settings, char *text, size_t size);

@@ -8,7 +8,7 @@ enum { BATCH = 128 /* rows per kernel call; as many are fetched meanwhile */ };
 /* Rows first .. first + n - 1, or to the end; returns how many. */
 static size_t point_at(const row_table *t, size_t first, size_t n, dp_row *rows)
 {
-    const size_t bytes = t->dim * dp_type_bytes(t->type);
+    const size_t bytes = dp_row_bytes(t->type, t->dim);
     if (n > t->n - first) n = t->n - first;
     for (size_t i = 0; i < n; i++)
         rows[i] = dp_row_at((const char *)t->rows + (t->index ? t->index[first + i] : first + i) * bytes);

@@ -63,6 +63,7 @@ CASE(score_panels_memory)
 }
 CASE(key_logits_bf16) { k->key_logits[DP_BF16](o->q, HEADS, DIM, o->row, ROWS, 0, 0.1f, o->out, ROWS); }
 CASE(key_logits_f16) { k->key_logits[DP_F16](o->q, HEADS, DIM, o->row, ROWS, 0, 0.1f, o->out, ROWS); }
+CASE(key_logits_int8) { k->key_logits[DP_INT8](o->q, HEADS, DIM, o->row, ROWS, 0, 0.1f, o->out, ROWS); }
 CASE(key_logits_f32) { k->key_logits[DP_F32](o->q, HEADS, DIM, o->tile_row, TILE, 0, 0.1f, o->out, TILE); }
 /* A batch of the rows in memory and the one after it. */
 static void list_memory(const operands *o, size_t first, dp_row rows[2 * BATCH])
@@ -80,6 +81,7 @@ CASE(key_logits_bf16_memory)
 }
 CASE(weighted_values_bf16) { k->weighted_values[DP_BF16](o->x, ROWS, HEADS, o->row, ROWS, 0, DIM, o->out); }
 CASE(weighted_values_f16) { k->weighted_values[DP_F16](o->x, ROWS, HEADS, o->row, ROWS, 0, DIM, o->out); }
+CASE(weighted_values_int8) { k->weighted_values[DP_INT8](o->x, ROWS, HEADS, o->row, ROWS, 0, DIM, o->out); }
 CASE(weighted_values_f32) { k->weighted_values[DP_F32](o->x, TILE, HEADS, o->tile_row, TILE, 0, DIM, o->out); }
 CASE(weighted_values_bf16_memory)
 {
@@ -143,10 +145,12 @@ static const bench_case cases[] = {
     ROW_CASE(score_panels_memory, MEMORY_ROWS, 1),
     ROW_CASE(key_logits_bf16, ROWS, 2),
     ROW_CASE(key_logits_f16, ROWS, 2),
+    ROW_CASE(key_logits_int8, ROWS, 1),
     ROW_CASE(key_logits_f32, TILE, 4),
     ROW_CASE(key_logits_bf16_memory, MEMORY_ROWS, 2),
     ROW_CASE(weighted_values_bf16, ROWS, 2),
     ROW_CASE(weighted_values_f16, ROWS, 2),
+    ROW_CASE(weighted_values_int8, ROWS, 1),
     ROW_CASE(weighted_values_f32, TILE, 4),
     ROW_CASE(weighted_values_bf16_memory, MEMORY_ROWS, 2),
     ROW_CASE(code_logits, CLUSTERS * CLUSTER, 0.5),

@@ -164,7 +164,7 @@ typedef struct dp_sequence_config {
     uint32_t n_kv_heads;
     uint32_t key_dim;       /* elements of a key and a query: a multiple of 8, 8 to 512 */
     uint32_t value_dim;     /* elements of a value and an output: a multiple of 8, 8 to 512 */
-    dp_type type;           /* how keys and values are kept; default DP_BF16 */
+    dp_type type;           /* how keys and values are kept; default DP_BF16; DP_INT8 takes half of its memory */
     float scale;            /* of the logits q.k; 0 (default): 1 / sqrt(key_dim) */
     uint32_t sink;          /* first tokens that are never clustered; default 4, at most 4096 */
     uint32_t window;        /* last tokens that are never clustered; default 64, at most 4096 */
@@ -224,7 +224,9 @@ DP_API dp_status dp_sequence_set_dense(dp_sequence *sequence, uint32_t layer, in
 
 /* Appends n_tokens keys and values to a layer: f32, token t of KV head h at k + t * k_stride + h * key_dim and
  * v + t * v_stride + h * value_dim (strides in floats; 0 means n_kv_heads * key_dim, n_kv_heads * value_dim). Keys are
- * stored as given: rotate them before. Values that the type cannot hold become Inf.
+ * stored as given: rotate them before. Values that the type cannot hold become Inf; with DP_INT8 an element is off by at
+ * most half a step, 1 / 254 of the largest of its row, all of a row with an element that is not finite is NaN, and a logit is
+ * finite as long as the sum over 127 |q_j| is.
  *
  * This is also where the index grows: before the new tokens are added, tokens that wait outside the window are
  * clustered, in whole segments (segment_tokens, cluster_growth) while appends are long (64 tokens or more: a prompt), and once
@@ -283,7 +285,7 @@ typedef struct dp_borrowed_rows {
     uint32_t struct_size;
     uint32_t block_tokens;       /* tokens of a block, 1 or more, any number; 0 without a table */
     const void *k, *v;           /* rows of token 0, or of the pool's first token, of KV head 0; aligned to the type, as
-                                    all strides are */
+                                    all strides are (DP_INT8: to 4 bytes, for the steps behind the rows) */
     size_t k_token_stride, v_token_stride; /* bytes; 0: n_kv_heads rows */
     size_t k_head_stride, v_head_stride;   /* bytes; 0: one row */
     size_t k_block_stride, v_block_stride; /* bytes; 0: block_tokens times the stride of a token; without a table 0 */

@@ -11,7 +11,9 @@ typedef enum dp_type {
     DP_F32 = 0,  /* IEEE binary32 */
     DP_F16 = 1,  /* IEEE binary16 */
     DP_BF16 = 2, /* bfloat16: the upper half of a binary32 */
-    DP_TYPE_COUNT = 3
+    DP_INT8 = 3, /* int8 with a step for each row: n int8, then the step, a float (n + 4 bytes, 4-byte aligned); an element is
+                    step * int8, step = largest magnitude of the row / 127 */
+    DP_TYPE_COUNT = 4
 } dp_type;
 
 /* Instruction set of the kernels. */

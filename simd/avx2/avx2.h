@@ -55,12 +55,18 @@ DP_INLINE __m256 dp_load_first_bf16(const uint16_t *x, size_t n)
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
-/* Elements j .. j + 15 of a row, or j .. j + 7 where `half`. */
+/* Elements j .. j + 15 of a row (int8: without its step), or j .. j + 7 where `half`. */
 DP_INLINE dp_block dp_load_block(const void *row, size_t j, int half, dp_type type)
 {
     if (type == DP_F32) {
         const float *x = (const float *)row + j;
         return (dp_block){_mm256_loadu_ps(x), half ? _mm256_setzero_ps() : _mm256_loadu_ps(x + 8)};
+    }
+    if (type == DP_INT8) {
+        const __m128i *const x = (const __m128i *)(const void *)((const int8_t *)row + j);
+        const __m128i bytes = half ? _mm_loadl_epi64(x) : _mm_loadu_si128(x);
+        return (dp_block){_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+                          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
     }
     const uint16_t *x = (const uint16_t *)row + j;
     const __m128i low = _mm_loadu_si128((const __m128i *)(const void *)x);

@@ -5,6 +5,7 @@
  * summed across lanes in one transposing reduction; weighted sums stay in registers over all rows. */
 #include "avx2.h"
 
+#include "../int8_rows.h"
 #include "../row_groups.h"
 
 /* *sum += q . k over block j. */
@@ -118,6 +119,8 @@ DP_INLINE void value_rows(const float *w, size_t w_stride, const dp_row *rows, s
 DP_ROWS(f32, DP_F32, 4)
 DP_ROWS(f16, DP_F16, 4)
 DP_ROWS(bf16, DP_BF16, 4)
+DP_ROWS(int8, DP_INT8, 4)
+DP_INT8_ROWS
 
 void dp_avx2_init_rows(dp_kernels *k)
 {
@@ -127,4 +130,6 @@ void dp_avx2_init_rows(dp_kernels *k)
     k->weighted_values[DP_F32] = weighted_values_f32;
     k->weighted_values[DP_F16] = weighted_values_f16;
     k->weighted_values[DP_BF16] = weighted_values_bf16;
+    k->key_logits[DP_INT8] = key_logits_of_int8;
+    k->weighted_values[DP_INT8] = weighted_values_of_int8;
 }

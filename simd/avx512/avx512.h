@@ -33,13 +33,18 @@ DP_INLINE __mmask32 dp_mask32(size_t n)
     return n >= 32 ? 0xffffffffu : (1u << n) - 1;
 }
 
-/* Elements j .. j + 31 of a row; those outside the mask are 0 and are not read. */
+/* Elements j .. j + 31 of a row (int8: without its step); those outside the mask are 0 and are not read. */
 DP_INLINE dp_block dp_load_block(const void *row, size_t j, __mmask32 mask, dp_type type)
 {
     if (type == DP_F32) {
         const float *x = (const float *)row + j;
         return (dp_block){_mm512_maskz_loadu_ps((__mmask16)mask, x),
                           _mm512_maskz_loadu_ps((__mmask16)(mask >> 16), x + 16)};
+    }
+    if (type == DP_INT8) {
+        const __m256i x = _mm256_maskz_loadu_epi8(mask, (const int8_t *)row + j);
+        return (dp_block){_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(x))),
+                          _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(x, 1)))};
     }
     const uint16_t *x = (const uint16_t *)row + j;
     if (type == DP_F16)

@@ -11,6 +11,7 @@
  * Eight heads in one pass take as long as two passes of four; but memory is waited for once (dense decode: 91, not 107). */
 #include "avx512.h"
 
+#include "../int8_rows.h"
 #include "../row_groups.h"
 
 /* *sum += q . k over block j. */
@@ -132,9 +133,12 @@ DP_INLINE void value_rows(const float *w, size_t w_stride, const dp_row *rows, s
 DP_GROUPS(f32, DP_F32, 8)
 DP_GROUPS(f16, DP_F16, 8)
 DP_GROUPS(bf16, DP_BF16, 8)
+DP_GROUPS(int8, DP_INT8, 8)
 DP_ROWS(f32, DP_F32, 8)
 DP_ROWS(f16, DP_F16, 8)
 DP_ROWS(bf16, DP_BF16, 8)
+DP_ROWS(int8, DP_INT8, 8)
+DP_INT8_ROWS
 
 void dp_avx512_init_rows(dp_kernels *k)
 {
@@ -144,4 +148,6 @@ void dp_avx512_init_rows(dp_kernels *k)
     k->weighted_values[DP_F32] = weighted_values_f32;
     k->weighted_values[DP_F16] = weighted_values_f16;
     k->weighted_values[DP_BF16] = weighted_values_bf16;
+    k->key_logits[DP_INT8] = key_logits_of_int8;
+    k->weighted_values[DP_INT8] = weighted_values_of_int8;
 }

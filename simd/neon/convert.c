@@ -1,6 +1,8 @@
 /* NEON conversion between f32 and the storage types. */
 #include "neon.h"
 
+#include "../int8_rows.h"
+
 #include "../half.h"
 
 DP_INLINE void to_f32(float *dst, const void *src, size_t n, dp_type type)
@@ -65,4 +67,6 @@ void dp_neon_init_convert(dp_kernels *k)
     k->to_f32[DP_BF16] = to_f32_from_bf16;
     k->from_f32[DP_F16] = from_f32_to_f16;
     k->from_f32[DP_BF16] = from_f32_to_bf16;
+    k->to_f32[DP_INT8] = to_f32_from_int8;
+    k->from_f32[DP_INT8] = from_f32_to_int8;
 }

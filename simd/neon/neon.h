@@ -71,12 +71,16 @@ DP_INLINE void dp_store_first(float *x, size_t n, float32x4_t value)
         vst1q_lane_f32(x + 2, value, 2);
 }
 
-/* Elements j .. j + 7 of a row. A bf16 number is the upper half of its f32: interleaved with zeros it is widened. */
+/* Elements j .. j + 7 of a row (int8: without its step). A bf16 number is the upper half of its f32: interleaved with zeros it is widened. */
 DP_INLINE dp_block dp_load_block(const void *row, size_t j, dp_type type)
 {
     if (type == DP_F32) {
         const float *x = (const float *)row + j;
         return (dp_block){vld1q_f32(x), vld1q_f32(x + 4)};
+    }
+    if (type == DP_INT8) {
+        const int16x8_t x = vmovl_s8(vld1_s8((const int8_t *)row + j));
+        return (dp_block){vcvtq_f32_s32(vmovl_s16(vget_low_s16(x))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(x)))};
     }
     const uint16x8_t x = vld1q_u16((const uint16_t *)row + j);
     if (type == DP_F16) {

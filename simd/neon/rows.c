@@ -4,6 +4,7 @@
  * lanes in transposing reductions; weighted sums stay in up to 16 vectors over all rows. */
 #include "neon.h"
 
+#include "../int8_rows.h"
 #include "../row_groups.h"
 
 enum { PAIRS = 8 };
@@ -108,6 +109,8 @@ DP_INLINE void value_rows(const float *w, size_t w_stride, const dp_row *rows, s
 DP_ROWS(f32, DP_F32, 4)
 DP_ROWS(f16, DP_F16, 4)
 DP_ROWS(bf16, DP_BF16, 4)
+DP_ROWS(int8, DP_INT8, 4)
+DP_INT8_ROWS
 
 void dp_neon_init_rows(dp_kernels *k)
 {
@@ -117,4 +120,6 @@ void dp_neon_init_rows(dp_kernels *k)
     k->weighted_values[DP_F32] = weighted_values_f32;
     k->weighted_values[DP_F16] = weighted_values_f16;
     k->weighted_values[DP_BF16] = weighted_values_bf16;
+    k->key_logits[DP_INT8] = key_logits_of_int8;
+    k->weighted_values[DP_INT8] = weighted_values_of_int8;
 }

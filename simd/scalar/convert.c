@@ -1,6 +1,8 @@
 /* Scalar conversion between f32 and the storage types. */
 #include "scalar.h"
 
+#include "../int8_rows.h"
+
 static void to_f32_from_f16(float *dst, const void *src, size_t n)
 {
     for (size_t i = 0; i < n; i++)
@@ -45,4 +47,6 @@ void dp_scalar_init_convert(dp_kernels *k)
     k->from_f32[DP_F32] = from_f32_to_f32;
     k->from_f32[DP_F16] = from_f32_to_f16;
     k->from_f32[DP_BF16] = from_f32_to_bf16;
+    k->to_f32[DP_INT8] = to_f32_from_int8;
+    k->from_f32[DP_INT8] = from_f32_to_int8;
 }

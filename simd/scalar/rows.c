@@ -2,6 +2,8 @@
  * and serves all heads. */
 #include "scalar.h"
 
+#include "../int8_rows.h"
+
 enum { PIECE = 128 };
 
 DP_INLINE void widen(float *piece, const void *row, size_t first, size_t n, dp_type type)
@@ -59,6 +61,8 @@ DP_INLINE void weighted_values(const float *w, size_t w_stride, size_t heads, co
 DP_ROWS(f32, DP_F32)
 DP_ROWS(f16, DP_F16)
 DP_ROWS(bf16, DP_BF16)
+DP_ROWS(int8, DP_INT8)
+DP_INT8_ROWS
 
 void dp_scalar_init_rows(dp_kernels *k)
 {
@@ -68,4 +72,6 @@ void dp_scalar_init_rows(dp_kernels *k)
     k->weighted_values[DP_F32] = weighted_values_f32;
     k->weighted_values[DP_F16] = weighted_values_f16;
     k->weighted_values[DP_BF16] = weighted_values_bf16;
+    k->key_logits[DP_INT8] = key_logits_of_int8;
+    k->weighted_values[DP_INT8] = weighted_values_of_int8;
 }

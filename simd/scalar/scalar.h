@@ -6,10 +6,11 @@
 #include "../inline.h"
 #include "../kernels.h"
 
-/* Called with a constant type, so that each type's variant of a kernel is its own straight loop. */
+/* Of int8 without the row's step. Called with a constant type, so that each type's variant of a kernel is its own straight loop. */
 DP_INLINE float dp_element(const void *row, size_t i, dp_type type)
 {
     return type == DP_F32 ? ((const float *)row)[i]
+         : type == DP_INT8 ? (float)((const int8_t *)row)[i]
          : type == DP_F16 ? dp_f32_from_f16(((const uint16_t *)row)[i])
                           : dp_f32_from_bf16(((const uint16_t *)row)[i]);
 }

@@ -116,11 +116,6 @@ static void load_rows(block *b, const dp_run *run, size_t n)
     const dp_to_f32_fn to_f32 = b->job->sequence->runtime->kernels.to_f32[f->type];
     float *const k = b->keys + b->n * f->key_dim, *const v = b->values + b->n * f->value_dim;
     b->n += n;
-    if (run->k) {
-        to_f32(k, run->k, n * f->key_dim);
-        to_f32(v, run->v, n * f->value_dim);
-        return;
-    }
     dp_row keys[KEY_BLOCK], values[KEY_BLOCK];
     dp_run_list(run, f, &b->head->view, n, keys, values);
     for (size_t i = 0; i < n; i++) {

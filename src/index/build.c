@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "index/kmeans.h"
-#include "index/quantise.h"
+#include "simd/quantise.h"
 
 enum { SLOPE_BLOCK = 256 }; /* tokens per product of the slope: axpy by axpy it takes five times as long */
 
@@ -96,7 +96,8 @@ static void load_keys(const dp_sequence *s, dp_segment *seg, const char *k, dp_k
 {
     const dp_kernels *const kernels = p->kernels;
     float *const mean = seg->mean_key;
-    kernels->to_f32[s->format.type](p->x, k, p->n * p->dim);
+    for (size_t i = 0; i < p->n; i++)
+        kernels->to_f32[s->format.type](p->x + i * p->dim, k + i * s->format.key_bytes, p->dim);
     memset(mean, 0, p->dim * sizeof *mean);
     for (size_t i = 0; i < p->n; i++) kernels->axpy(mean, p->x + i * p->dim, 1.0f, p->dim);
     for (size_t j = 0; j < p->dim; j++) {

@@ -5,7 +5,7 @@
 #include <oneapi/dnnl/dnnl.h>
 #include <string.h>
 
-#include "index/quantise.h"
+#include "simd/quantise.h"
 
 void dp_kmeans_carve(dp_kmeans *p, dp_scratch *scratch)
 {

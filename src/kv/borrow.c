@@ -28,15 +28,15 @@ typedef struct side {
 static dp_status settle_side(const dp_sequence *s, const dp_borrowed_rows *r, side *x)
 {
     dp_runtime *const rt = s->runtime;
-    const size_t n_heads = s->config.n_kv_heads, element = dp_type_bytes(s->format.type);
+    const size_t n_heads = s->config.n_kv_heads, element = dp_row_alignment(s->format.type);
     if (!x->base) return dp_fail(rt, DP_ERR_INVALID, "dp_borrow: %s is NULL", x->name);
     if (!x->token) x->token = n_heads * x->row;
     if (!x->head) x->head = x->row;
     if (!x->block && __builtin_mul_overflow(r->block_tokens, x->token, &x->block)) x->block = SIZE_MAX;
     if ((uintptr_t)x->base % element || x->token % element || x->head % element || x->block % element)
         return dp_fail(rt, DP_ERR_INVALID,
-                       "dp_borrow: %s and its strides (token %zu, head %zu, block %zu bytes) must be multiples of the"
-                       " element's size, %zu",
+                       "dp_borrow: %s and its strides (token %zu, head %zu, block %zu bytes) must be multiples of"
+                       " a row's alignment, %zu",
                        x->name, x->token, x->head, x->block, element);
     if (x->token < x->row || (n_heads > 1 && x->head < x->row))
         return dp_fail(rt, DP_ERR_INVALID,

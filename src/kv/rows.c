@@ -6,9 +6,14 @@
 #include "memory/pages.h"
 #include "runtime/runtime.h"
 
-size_t dp_type_bytes(dp_type type)
+size_t dp_row_bytes(dp_type type, size_t dim)
 {
-    return type == DP_F32 ? 4 : 2;
+    return type == DP_INT8 ? dim + sizeof(float) : type == DP_F32 ? dim * sizeof(float) : dim * sizeof(uint16_t);
+}
+
+size_t dp_row_alignment(dp_type type)
+{
+    return type == DP_F32 || type == DP_INT8 ? sizeof(float) : sizeof(uint16_t);
 }
 
 bool dp_rows_resize(dp_rows *rows, dp_runtime *runtime, const dp_row_format *format, size_t capacity, int node)

@@ -18,7 +18,9 @@ typedef struct dp_row_format {
     bool has_codes;                /* segments keep their keys in four bits, too */
 } dp_row_format;
 
-size_t dp_type_bytes(dp_type type);
+/* Bytes of a row of dim elements, and what its address is a multiple of. */
+size_t dp_row_bytes(dp_type type, size_t dim);
+size_t dp_row_alignment(dp_type type);
 
 typedef struct dp_rows {
     char *k, *v; /* [n] rows each; NULL where they are borrowed */

@@ -153,8 +153,8 @@ static dp_sequence *sequence_new(dp_runtime *rt, const dp_sequence_config *c, co
                                 .key_dim = c->key_dim,
                                 .value_dim = c->value_dim,
                                 .has_codes = c->key_codes != 0,
-                                .key_bytes = c->key_dim * dp_type_bytes(c->type),
-                                .value_bytes = c->value_dim * dp_type_bytes(c->type),
+                                .key_bytes = dp_row_bytes(c->type, c->key_dim),
+                                .value_bytes = dp_row_bytes(c->type, c->value_dim),
                                 .borrowed = c->borrowed != 0};
     s->n_arenas = rt->config.numa == DP_NUMA_LOCAL ? rt->topology.n_nodes : 1;
     const size_t n_heads = (size_t)c->n_layers * c->n_kv_heads;

@@ -158,14 +158,14 @@ void expect_untouched(const char *what, const void *x, size_t bytes)
             report_failure("%s: byte %zu of %zu was overwritten", what, i, bytes);
 }
 
-size_t type_size(dp_type type)
+size_t row_alignment(dp_type type)
 {
-    return type == DP_F32 ? 4 : 2;
+    return type == DP_F32 || type == DP_INT8 ? 4 : 2;
 }
 
 const char *type_name(dp_type type)
 {
-    return (const char *const[]){"f32", "f16", "bf16"}[type];
+    return (const char *const[]){"f32", "f16", "bf16", "int8"}[type];
 }
 
 /* Says which case crashed, then lets Check see the signal. */

@@ -54,7 +54,7 @@ void expect_same(const char *what, const void *first, const void *second, size_t
 /* Fails unless bytes of x are all 0xff: the gap between two rows of an output. */
 void expect_untouched(const char *what, const void *x, size_t bytes);
 
-size_t type_size(dp_type type);
+size_t row_alignment(dp_type type);
 const char *type_name(dp_type type);
 
 TCase *table_tests(void);

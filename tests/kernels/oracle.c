@@ -67,6 +67,35 @@ void oracle_store(void *row, size_t i, float x, dp_type type)
     memcpy((char *)row + 2 * i, &bits, sizeof bits);
 }
 
+size_t oracle_row_bytes(size_t d, dp_type type)
+{
+    return type == DP_INT8 ? d + 4 : d * (type == DP_F32 ? 4 : 2);
+}
+
+double oracle_row_element(const void *row, size_t j, size_t d, dp_type type)
+{
+    if (type != DP_INT8)
+        return oracle_element(row, j, type);
+    float step;
+    memcpy(&step, (const char *)row + d, sizeof step);
+    return (double)step * ((const signed char *)row)[j];
+}
+
+void oracle_store_row(void *row, const float *x, size_t d, dp_type type)
+{
+    float largest = 0;
+    for (size_t j = 0; j < d; j++)
+        largest = isfinite(x[j]) && !isnan(largest) ? fmaxf(largest, fabsf(x[j])) : NAN;
+    const float step = largest / 127;
+    for (size_t j = 0; j < d; j++)
+        if (type != DP_INT8)
+            oracle_store(row, j, x[j], type);
+        else
+            ((signed char *)row)[j] = (signed char)(step > 0 ? lrint(fmin(fmax((double)x[j] / step, -128), 127)) : 0);
+    if (type == DP_INT8)
+        memcpy((char *)row + d, &step, sizeof step);
+}
+
 oracle_sum oracle_dot(const float *x, size_t x_step, const void *row, size_t row_step, size_t n, dp_type type)
 {
     oracle_sum sum = {0, 0};

@@ -14,6 +14,11 @@ typedef struct oracle_sum {
 } oracle_sum;
 
 double oracle_element(const void *row, size_t i, dp_type type);     /* by arithmetic on the fields */
+/* Element j of a row of d elements of any type, int8 with its step, and such a row of x; int8: one that is not finite has a step of
+ * NaN. */
+size_t oracle_row_bytes(size_t d, dp_type type);
+double oracle_row_element(const void *row, size_t j, size_t d, dp_type type);
+void oracle_store_row(void *row, const float *x, size_t d, dp_type type);
 uint16_t oracle_round(float x, dp_type type);                       /* to f16 or bf16, nearest even; x is not NaN */
 void oracle_store(void *row, size_t i, float x, dp_type type);      /* rounded to the type; NaN is stored as a NaN */
 

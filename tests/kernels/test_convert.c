@@ -130,6 +130,53 @@ START_TEST(every_length)
 }
 END_TEST
 
+/* A row of n numbers: the step, the nearest multiple of it for each, and back, exactly. */
+static void check_int8(const float *values, size_t n, size_t shift)
+{
+    signed char *const row = place(NULL, n + sizeof(float), shift);
+    kernels.from_f32[DP_INT8](row, place(values, n * sizeof *values, shift), n);
+    float largest = 0, step;
+    for (size_t j = 0; j < n; j++)
+        largest = isfinite(values[j]) && !isnan(largest) ? fmaxf(largest, fabsf(values[j])) : NAN;
+    memcpy(&step, row + n, sizeof step);
+    const float expected = isfinite(1 / (largest / 127)) ? largest / 127 : 0;
+    if (isnan(largest) ? !isnan(step) : step != expected)
+        report_failure("the step is %a, expected %a", (double)step, (double)expected);
+    float *const back = place(NULL, n * sizeof *back, shift);
+    kernels.to_f32[DP_INT8](back, row, n);
+    for (size_t j = 0; j < n; j++) {
+        const double exact = (double)step * row[j];
+        if (isnan(step) ? !isnan(back[j]) : bits_of(back[j]) != bits_of((float)exact))
+            report_failure("%d of %a became %a", row[j], (double)step, (double)back[j]);
+        if (step > 0 && !(fabs(values[j] / (double)step - row[j]) <= 0.5 + 0x1p-15))
+            report_failure("%a in steps of %a became %d", (double)values[j], (double)step, row[j]);
+        if (!(step > 0) && row[j])
+            report_failure("%d in steps of %a", row[j], (double)step);
+    }
+    release_buffers();
+}
+
+START_TEST(int8_rows)
+{
+    start_random();
+    float values[200];
+    for (size_t n = 0; n <= 200; n++)
+        for (int kind = 0; kind < CONTENTS_COUNT; kind++) {
+            const size_t shift = random_shift(4);
+            describe("int8 of %zu numbers, contents %d, shift %zu", n, kind, shift);
+            fill(values, n, (contents)kind);
+            check_int8(values, n, shift);
+            for (size_t j = 0; j < n; j++) /* ties, and all denormal */
+                values[j] = kind ? (float)random_below(100) * 0x1p-149f : j ? (float)random_below(254) - 126.5f : 127;
+            check_int8(values, n, shift);
+        }
+    const float ties[] = {127, 0.5f, 1.5f, -2.5f, -127, 126.5f};
+    signed char row[sizeof ties / sizeof *ties + sizeof(float)];
+    kernels.from_f32[DP_INT8](row, ties, sizeof ties / sizeof *ties);
+    ck_assert_mem_eq(row, ((signed char[]){127, 0, 2, -2, -127, 126}), sizeof ties / sizeof *ties);
+}
+END_TEST
+
 TCase *convert_tests(void)
 {
     TCase *const tests = tcase_create("convert");
@@ -137,5 +184,6 @@ TCase *convert_tests(void)
     tcase_add_loop_test(tests, round_at_every_boundary, 0, 2);
     tcase_add_loop_test(tests, round_random_bits_and_nan, 0, 2);
     tcase_add_test(tests, every_length);
+    tcase_add_test(tests, int8_rows);
     return tests;
 }

@@ -1,6 +1,6 @@
-/* Token attention over rows of every type.
+/* Token attention over rows of every type; of int8, whose elements have a rounding more, k and v are step * int8.
  * key_logits:      |error| <= (d / 8 + 8) 2^-24 |scale| sum_j |q_j k_j|: at most d / 8 additions in a lane, then the lanes
- * weighted_values: |error| <= (n + 3) 2^-24 (|acc_j| + sum_i |w_i v_ij|): the additions in sequence */
+ * weighted_values: |error| <= (n + 3) 2^-24 (|acc_j| + sum_i |w_i v_ij|): the additions in sequence; int8: n + 4 */
 #include "harness.h"
 #include "oracle.h"
 
@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-/* Rows as a kernel gets them: `stride` apart, NaN in the gaps, in order or by index. */
+/* Rows as a kernel gets them: `stride` bytes apart, NaN in the gaps, in order or by index. */
 typedef struct rows {
     unsigned char *data;
     uint32_t *index; /* NULL: in order */
@@ -18,15 +18,16 @@ typedef struct rows {
 
 static rows make_rows(size_t n, size_t d, dp_type type, contents kind, int indexed)
 {
-    rows r = {.stride = d + (random_below(2) ? random_below(40) : 0), .n = n, .d = d, .type = type};
+    const size_t row = oracle_row_bytes(d, type), gap = random_below(2) ? random_below(40) * row_alignment(type) : 0;
+    rows r = {.stride = row + gap, .n = n, .d = d, .type = type};
     const size_t stored = indexed ? n + random_below(20) + 1 : n;
-    r.bytes = (stored ? (stored - 1) * r.stride + d : 0) * type_size(type);
+    r.bytes = stored ? (stored - 1) * r.stride + row : 0;
     r.data = allocate(r.bytes);
     memset(r.data, 0xff, r.bytes);
     float x[DP_MAX_DIM];
     for (size_t i = 0; i < stored; i++) {
         fill(x, d, kind == SPECIAL && i % 3 ? ORDINARY : kind);
-        for (size_t j = 0; j < d; j++) oracle_store(r.data, i * r.stride + j, x[j], type);
+        oracle_store_row(r.data + i * r.stride, x, d, type);
     }
     if (indexed) {
         r.index = allocate(n * sizeof *r.index);
@@ -39,7 +40,7 @@ static rows make_rows(size_t n, size_t d, dp_type type, contents kind, int index
 
 static const void *row_of(const rows *r, size_t i)
 {
-    return r->data + (r->index ? r->index[i] : i) * r->stride * type_size(r->type);
+    return r->data + (r->index ? r->index[i] : i) * r->stride;
 }
 
 /* The rows of a copy of the data, and `ahead` rows that may be fetched but not read. */
@@ -64,14 +65,19 @@ static void check_key_logits(size_t heads, const rows *r, contents kind)
         const size_t shift = run ? random_shift(4) : 0;
         results[run] = place(NULL, out_bytes, shift);
         const size_t ahead = run ? random_below(2 * n + 2) : 0;
-        const void *const data = place(r->data, r->bytes, run ? random_shift(type_size(r->type)) : 0);
+        const void *const data = place(r->data, r->bytes, run ? random_shift(row_alignment(r->type)) : 0);
         kernels.key_logits[r->type](place(q, heads * d * sizeof *q, shift), heads, d, point_at(r, data, ahead), n,
                                     ahead, scale, results[run], out_stride);
     }
     expect_same("key_logits", results[0], results[1], out_bytes);
     for (size_t h = 0; h < heads; h++) {
         for (size_t i = 0; i < n; i++) {
-            const oracle_sum sum = oracle_dot(q + h * d, 1, row_of(r, i), 1, d, r->type);
+            oracle_sum sum = {0, 0};
+            for (size_t j = 0; j < d; j++) {
+                const double term = q[h * d + j] * oracle_row_element(row_of(r, i), j, d, r->type);
+                sum.value += term;
+                sum.magnitude += fabs(term);
+            }
             const double bound = ((double)d / 8 + 8) * (fabs(scale) * sum.magnitude * 0x1p-24 + FLT_TRUE_MIN);
             expect_near("logit", h * out_stride + i, results[0][h * out_stride + i], scale * sum.value, bound);
         }
@@ -94,7 +100,7 @@ static void check_weighted_values(size_t heads, const rows *r, contents kind)
         const size_t shift = run ? random_shift(4) : 0;
         results[run] = place(acc, acc_bytes, shift);
         const size_t ahead = run ? random_below(2 * n + 2) : 0;
-        const void *const data = place(r->data, r->bytes, run ? random_shift(type_size(r->type)) : 0);
+        const void *const data = place(r->data, r->bytes, run ? random_shift(row_alignment(r->type)) : 0);
         kernels.weighted_values[r->type](place(w, w_count * sizeof *w, shift), w_stride, heads,
                                          point_at(r, data, ahead), n, ahead, d, results[run]);
     }
@@ -103,11 +109,12 @@ static void check_weighted_values(size_t heads, const rows *r, contents kind)
         for (size_t j = 0; j < d; j++) {
             oracle_sum sum = {acc[h * d + j], fabs(acc[h * d + j])};
             for (size_t i = 0; i < n; i++) {
-                const double term = w[h * w_stride + i] * oracle_element(row_of(r, i), j, r->type);
+                const double term = w[h * w_stride + i] * oracle_row_element(row_of(r, i), j, d, r->type);
                 sum.value += term;
                 sum.magnitude += fabs(term);
             }
-            const double bound = ((double)n + 3) * (sum.magnitude * 0x1p-24 + FLT_TRUE_MIN);
+            const int whole = r->type == DP_INT8; /* numbers up to 128, times a weight that may be denormal */
+            const double bound = ((double)n + 3 + whole) * (sum.magnitude * 0x1p-24 + (whole ? 128 : 1) * FLT_TRUE_MIN);
             expect_near("acc", h * d + j, results[0][h * d + j], sum.value, bound);
         }
 }

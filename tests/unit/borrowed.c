@@ -11,7 +11,7 @@ size_t below(rng *r, size_t n)
 
 store store_create(rng *r, const dp_row_format *f, size_t n_heads, size_t n, int layout, uint32_t block)
 {
-    const size_t element = dp_type_bytes(f->type), pad = layout == PACKED ? 0 : element * (1 + below(r, 37));
+    const size_t element = dp_row_alignment(f->type), pad = layout == PACKED ? 0 : element * (1 + below(r, 37));
     const bool paged = layout >= PAGED, heads_first = layout == HEADS_FIRST || layout == PAGED_HEADS_FIRST;
     const size_t entries = paged ? (n + block - 1) / block : 1, blocks = paged ? entries + 3 : 1;
     const size_t tokens = paged ? block : n;

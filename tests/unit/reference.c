@@ -17,9 +17,17 @@ float rng_normal(rng *r)
     return sqrtf(-2 * logf(u)) * cosf(6.2831853f * v);
 }
 
+/* A row of int8: whole multiples of its step. */
+static void round_to_steps(float *x, size_t n)
+{
+    float largest = 0;
+    for (size_t j = 0; j < n; j++) largest = fmaxf(largest, fabsf(x[j]));
+    for (size_t j = 0; j < n && largest > 0; j++) x[j] = largest / 127 * rintf(x[j] / (largest / 127));
+}
+
 static float round_to(float x, dp_type type)
 {
-    if (type == DP_F32 || x == 0) return x;
+    if (type == DP_F32 || type == DP_INT8 || x == 0) return x;
     if (type == DP_F16) { /* 11 significant bits, exponents from -14; the test data stay far below overflow */
         const int exponent = ilogbf(x) < -14 ? -14 : ilogbf(x);
         return (float)ldexp(nearbyint(ldexp((double)x, 10 - exponent)), exponent - 10);
@@ -47,6 +55,9 @@ cache cache_create(rng *r, size_t n_tokens, size_t n_kv_heads, size_t key_dim, s
             for (size_t j = 0; j < key_dim; j++)
                 k[j] = round_to(topic[TOPICS * key_dim + j] + topic[which * key_dim + j] + noise * rng_normal(r), type);
             for (size_t j = 0; j < value_dim; j++) v[j] = round_to(rng_normal(r), type);
+            if (type != DP_INT8) continue;
+            round_to_steps(k, key_dim);
+            round_to_steps(v, value_dim);
         }
     free(topic);
     return c;

@@ -229,7 +229,7 @@ START_TEST(errors)
     REFUSES(r.struct_size = 0, "dp_borrowed_rows_init");
     REFUSES(r.k = NULL, "k is NULL");
     REFUSES(r.v = NULL, "v is NULL");
-    REFUSES(r.k = (const char *)r.k + 1, "multiples of the element's size, 2");
+    REFUSES(r.k = (const char *)r.k + 1, "multiples of a row's alignment, 2");
     REFUSES(r.v_token_stride |= 1, "v and its strides");
     REFUSES(r.k_token_stride = 126, "k_token_stride 126");
     REFUSES(r.v_head_stride = 126, "v_head_stride 126");

@@ -85,7 +85,10 @@ static bool create_sequence(contenders *c, contender *m)
     config->n_query_heads = shape->n_query_heads;
     config->n_kv_heads = shape->n_kv_heads;
     config->key_dim = config->value_dim = shape->dim;
-    config->type = c->settings->type;
+    if (config->type == DP_TYPE_COUNT)
+        config->type = c->settings->type;
+    if (config->borrowed && config->type != c->settings->type)
+        return fail(c, "borrowed rows are of the cache's type (--kv)");
     if (!check(c, dp_sequence_create(c->runtime, config, &m->sequence)))
         return false;
     for (uint32_t l = 0; m->dense && l < c->n_layers; l++)

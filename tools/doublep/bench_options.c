@@ -16,7 +16,7 @@ static const struct argp_option options_list[] = {
     {"shape", KEY_SHAPE, "SHAPE", 0,
      "llama-3.1-8b (default), qwen3-8b, needle, or HxKVxD: query heads, KV heads, head dimension", 1},
     {"context", KEY_CONTEXT, "N[,N...]", 0, "Tokens in the cache (default 32768, or the recording's); several: one run each; 128K means 131072", 1},
-    {"kv", KEY_KV, "TYPE", 0, "Type of cached keys and values: bf16 (default), f16, f32", 1},
+    {"kv", KEY_KV, "TYPE", 0, "Type of cached keys and values: bf16 (default), f16, f32, int8", 1},
     {"methods", KEY_METHODS, "LIST", 0,
      "Methods as `doublep eval` names them, with settings (default: dense,double-p; e.g. double-p:epsilon=0.1,quest)", 1},
     {"trace", KEY_TRACE, "FILE[,FILE...]", 0,
@@ -84,7 +84,7 @@ static void add_methods(struct argp_state *state, bench_settings *s, const char 
 size_t bench_dense(const bench_settings *s)
 {
     size_t i = 0;
-    while (i < s->methods.count && s->methods.list[i].type != &method_dense)
+    while (i < s->methods.count && !method_is_reference(s->methods.list[i].type, s->methods.list[i].settings))
         i++;
     return i;
 }

@@ -42,8 +42,7 @@ static bool fail(bench_state *s, const char *reason)
 
 static uint64_t layer_bytes(const bench_settings *settings, uint64_t tokens)
 {
-    const uint64_t element = settings->type == DP_F32 ? 4 : 2;
-    return tokens * settings->shape.n_kv_heads * 2 * settings->shape.dim * element;
+    return tokens * settings->shape.n_kv_heads * 2 * dp_row_bytes(settings->type, settings->shape.dim);
 }
 
 /* Enough layers that one is out of the cache long before its turn comes again, in memory that is there. */

@@ -57,7 +57,7 @@ static const struct argp_option options_list[] = {
     {NULL, 0, NULL, 0, "Machine:", 4},
     {"threads", 't', "T", 0, "Threads (default: one per core)", 4},
     {"pin", KEY_PIN, "POLICY", 0, "Bind threads to cores: off (default), compact, scatter", 4},
-    {"kv", KEY_KV, "TYPE", 0, "Type of cached keys and values: bf16 (default), f16, f32", 4},
+    {"kv", KEY_KV, "TYPE", 0, "Type of cached keys and values: bf16 (default), f16, f32, int8", 4},
     {"chunk", KEY_CHUNK, "N", 0, "Tokens of the prompt that go through the layers together (default 512)", 4},
     {0},
 };
@@ -195,7 +195,7 @@ static bool evaluate_method(evaluation *e, size_t number, size_t method, const e
     const eval_case *const c = &e->cases->list[number];
     const eval_method *const m = &e->options->methods.list[method];
     eval_result *const result = &e->results[method * e->cases->count + number];
-    const bool is_dense = m->type == &method_dense;
+    const bool is_dense = method_is_reference(m->type, m->settings);
     bool done = is_dense ? eval_result_add(result, dense) : eval_runner_measure(e->runner, m, result, error, error_size);
     char *const key = result_key(e, c, m);
     if (is_dense && !done)

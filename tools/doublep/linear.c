@@ -11,7 +11,7 @@
 
 #include <oneapi/dnnl/dnnl.h>
 
-#include "index/quantise.h"
+#include "simd/quantise.h"
 
 /* Shapes of one model times the batch sizes in use: a chunk, its remainders, one token. The least recently used goes. */
 enum { MAX_PRODUCTS = 48 };

@@ -24,7 +24,7 @@ static const struct argp_option options_list[] = {
     {NULL, 0, NULL, 0, "Machine:", 3},
     {"threads", 't', "T", 0, "Threads (default: one per core)", 3},
     {"pin", KEY_PIN, "POLICY", 0, "Bind threads to cores: off (default), compact, scatter", 3},
-    {"kv", KEY_KV, "TYPE", 0, "Type of cached keys and values: bf16 (default), f16, f32", 3},
+    {"kv", KEY_KV, "TYPE", 0, "Type of cached keys and values: bf16 (default), f16, f32, int8", 3},
     {"chunk", KEY_CHUNK, "N", 0, "Tokens of the prompt that go through the layers together (default 512)", 3},
     {0},
 };
@@ -70,7 +70,7 @@ static int option_name(const struct argp_state *state, const char *option, const
     return 0;
 }
 
-static const char *const kv_names[] = {[DP_F32] = "f32", [DP_F16] = "f16", [DP_BF16] = "bf16"};
+static const char *const kv_names[] = {[DP_F32] = "f32", [DP_F16] = "f16", [DP_BF16] = "bf16", [DP_INT8] = "int8"};
 static const char *const pin_names[] = {[DP_PIN_OFF] = "off", [DP_PIN_COMPACT] = "compact", [DP_PIN_SCATTER] = "scatter"};
 
 const char *kv_type_name(dp_type type)
