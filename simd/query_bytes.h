@@ -4,10 +4,12 @@
 #ifndef DP_SIMD_QUERY_BYTES_H
 #define DP_SIMD_QUERY_BYTES_H
 
+#include <math.h>
 #include <string.h>
 
 #include "inline.h"
 #include "kernels.h"
+#include "quantise.h"
 
 enum { BYTE_HEADS = 16, BYTE_MOST = 127 * 256 };
 
@@ -21,18 +23,10 @@ typedef struct query_bytes {
 /* Loops that compilers vectorise. */
 DP_INLINE void round_query(query_bytes *b, size_t h, const float *q, size_t d)
 {
-    uint32_t top = 0; /* magnitudes are in the order of their bits, NaN and Inf above all */
-    for (size_t j = 0; j < d; j++) {
-        uint32_t bits;
-        memcpy(&bits, q + j, sizeof bits);
-        bits &= 0x7fffffffu;
-        top = bits > top ? bits : top;
-    }
-    float largest;
-    memcpy(&largest, &top, sizeof largest);
-    b->usable[h] = top == 0 || (top < 0x7f800000u && largest >= 0x1p-100f);
+    const float largest = dp_largest_magnitude(q, d);
+    b->usable[h] = largest == 0 || (isfinite(largest) && largest >= 0x1p-100f);
     b->unit[h] = b->usable[h] ? largest / BYTE_MOST : 0.0f;
-    const float inverse = top ? BYTE_MOST / largest : 0.0f;
+    const float inverse = largest > 0 ? BYTE_MOST / largest : 0.0f;
     int8_t *const restrict high = b->high[h], *const restrict low = b->low[h];
     int32_t sum_high = 0, sum_low = 0;
     const size_t n = b->usable[h] ? d : 0;
