@@ -18,7 +18,7 @@ static const char *const refine_names[] = {"budget", "top-p", NULL};
 static const char *const clustering_names[] = {"l2", "spherical", NULL};
 enum { SAME_TYPE = DP_TYPE_COUNT }; /* as the cache's */
 static const char *const type_names[] = {[DP_F32] = "f32",   [DP_F16] = "f16",       [DP_BF16] = "bf16",
-                                         [DP_INT8] = "int8", [SAME_TYPE] = "cache's", NULL};
+                                         [DP_INT8] = "int8", [SAME_TYPE] = "cache", NULL};
 #define FIELD(label, m, index) METHOD_FIELD(library_settings, label, m, index)
 #define CHOICE(label, m, names, index) METHOD_FIELD_CHOICE(library_settings, label, m, names, index)
 static const method_field fields[] = {

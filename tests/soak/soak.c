@@ -325,13 +325,20 @@ static dp_runtime *runtime_with(int n_threads, uint64_t limit)
     return rt;
 }
 
+/* A whole number of units from -127 to 127, 0 without a sign; one of these two begins a row, so that int8 has the unit as its
+ * step. */
+static float in_units(float x, float unit, bool first)
+{
+    return unit * (first ? copysignf(127, x) : fmaxf(-127, fminf(127, rintf(x / unit))) + 0.0f);
+}
+
 static void fill_pool(void)
 {
     rng r = {41};
     cache c = cache_create(&r, POOL, HEADS, DIM, DIM, DP_BF16);
     for (size_t i = 0; i < POOL * HEADS * DIM; i++) {
-        (&pool_k[0][0][0])[i] = fabsf(c.k[i]) < 0.001f ? 0 : c.k[i]; /* what f16 cannot hold to the bit */
-        (&pool_v[0][0][0])[i] = fabsf(c.v[i]) < 0.001f ? 0 : c.v[i] / 8;
+        (&pool_k[0][0][0])[i] = in_units(c.k[i], 0x1p-5f, i % DIM == 0);
+        (&pool_v[0][0][0])[i] = in_units(c.v[i] / 8, 0x1p-7f, i % DIM == 0);
     }
     cache_free(&c);
 }

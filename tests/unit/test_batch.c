@@ -4,7 +4,7 @@
 
 #include "unit.h"
 
-enum { REQUESTS = 9, QUERIES = 5, LONGEST = 12000 };
+enum { REQUESTS = 10, QUERIES = 5, LONGEST = 12000 };
 
 /* What a batch may have side by side: shapes, types, lengths from one token on, settings, numbers of queries. */
 static const struct {
@@ -17,7 +17,7 @@ static const struct {
     {LONGEST, 4, 2, 64, 1, DP_BF16, DP_DOUBLE_P, 0, 1}, {3000, 8, 1, 64, 5, DP_F32, DP_DOUBLE_P, 0, 1},
     {3000, 6, 3, 96, 1, DP_BF16, DP_DENSE, 0, 0},       {2500, 4, 2, 64, 2, DP_BF16, DP_DOUBLE_P, 1, 0},
     {5000, 16, 8, 64, 1, DP_F16, DP_DOUBLE_P, 0, 1},    {70, 2, 1, 256, 1, DP_BF16, DP_DOUBLE_P, 0, 1},
-    {4000, 2, 2, 64, 4, DP_BF16, DP_DOUBLE_P, 0, 1},
+    {4000, 2, 2, 64, 4, DP_BF16, DP_DOUBLE_P, 0, 1},    {2800, 8, 2, 72, 2, DP_INT8, DP_DOUBLE_P, 0, 1},
 };
 enum { MOST_HEADS = 16, MOST_OUT = QUERIES * 1024 };
 

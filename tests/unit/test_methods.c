@@ -109,6 +109,27 @@ START_TEST(borrowed_rows_are_no_difference)
 }
 END_TEST
 
+/* A type of the method's own: near dense attention over the cache's rows, for the bytes of its own. */
+START_TEST(rows_of_another_type)
+{
+    fixture f = fixture_create(DP_BF16, 2, PROMPT);
+    void *const state = create(&method_dense, &f, "kv=int8");
+    grow(&method_dense, state, &f, PROMPT, ALL);
+    const method_report report = attend(&method_dense, state, &f);
+    dense(&f, ALL);
+    const double error = relative_error(f.out, f.want, f.n_heads * VALUE_DIM);
+    ck_assert_msg(error > 1e-4 && error < 0.03, "error %g", error);
+    ck_assert_uint_eq(report.bytes_rows, (size_t)ALL * KV_HEADS * (KEY_DIM + VALUE_DIM + 2 * sizeof(float)));
+    method_dense.free(state);
+    void *const other = settings_of(&method_dense, "kv=int8"), *const same = settings_of(&method_dense, "kv=cache");
+    ck_assert(!method_is_reference(&method_dense, other) && method_is_reference(&method_dense, same));
+    void *const borrowed = settings_of(&method_double_p, "kv=int8:borrowed=1");
+    ck_assert_ptr_nonnull(method_double_p.check(borrowed, f.cache));
+    free(other), free(same), free(borrowed);
+    fixture_free(&f);
+}
+END_TEST
+
 START_TEST(other_index_is_not_restarted)
 {
     fixture f = fixture_create(DP_BF16, 2, PROMPT);
@@ -185,6 +206,7 @@ int main(void)
     tcase_add_loop_test(cases, everything_is_dense_attention, 0, DP_TYPE_COUNT);
     tcase_add_loop_test(cases, restarted_state_is_a_new_one, 0, sizeof(restarts) / sizeof(restarts[0]));
     tcase_add_loop_test(cases, borrowed_rows_are_no_difference, 0, DP_TYPE_COUNT);
+    tcase_add_test(cases, rows_of_another_type);
     tcase_add_test(cases, other_index_is_not_restarted);
     tcase_add_loop_test(cases, largest_of_many, 0, 60);
     tcase_add_test(cases, settings_by_name);

@@ -395,7 +395,7 @@ int main(void)
     TCase *const tc = tcase_create("snapshot");
     tcase_set_timeout(tc, 120);
     tcase_add_checked_fixture(tc, scratch_create, scratch_remove);
-    tcase_add_loop_test(tc, grows_to_the_same_bits, 0, 24);
+    tcase_add_loop_test(tc, grows_to_the_same_bits, 0, 8 * DP_TYPE_COUNT);
     tcase_add_loop_test(tc, any_state, 0, 12);
     tcase_add_loop_test(tc, forks_and_figures, 0, 2);
     tcase_add_loop_test(tc, freed_in_any_order, 0, 6);
