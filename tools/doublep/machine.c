@@ -87,7 +87,7 @@ double machine_read_bandwidth(int n_threads, size_t bytes_per_thread)
 
 /* ---- Gathering -------------------------------------------------------------------------------------------------- */
 
-enum { LINE = 64, LINE_WORDS = 8, GATHER_PASSES = 5, GATHER_BYTES = 4 << 20 /* a thread and pass: a step reads some MiB */ };
+enum { LINE = 64, LINE_WORDS = 8, GATHER_PASSES = 5, GATHER_BYTES = 16 << 20 /* a thread and pass */ };
 
 /* Part number `part` of `parts`. */
 static unsigned read_part(const char *memory, size_t bytes, int part, int parts)
@@ -165,6 +165,8 @@ double machine_gather_bandwidth(int n_threads, size_t bytes_per_thread, size_t r
         team = omp_get_num_threads();
         for (int pass = 0; pass < DISTANCES * GATHER_PASSES; pass++) {
             const size_t first = (size_t)pass * n_pass % (n_runs - n_pass + 1); /* other runs each time */
+            if (words && order) /* see time_methods in bench_run.c */
+                check += sum_runs(words, order + first, n_pass, run_shift, distances[0]);
             check += read_part(flush, flush_bytes, omp_get_thread_num(), omp_get_num_threads());
 #pragma omp barrier
             const uint64_t start = clock_ns();

@@ -58,12 +58,13 @@ meson() {
     fi
 }
 
-# configure FOLDER OPTION...: sets a build folder up, or changes the options of the one that is there.
+# configure FOLDER OPTION...: sets a build folder up, or changes the options of the one that is there; what was installed since
+# then is found.
 configure() {
     local folder=$1
     shift
     if [ -f "$folder/build.ninja" ]; then
-        meson configure "$folder" "$@" >&2
+        meson setup --reconfigure "$folder" "$root" "$@" >&2
     else
         meson setup "$folder" "$root" "$@" >&2
     fi
