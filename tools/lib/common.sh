@@ -1,6 +1,7 @@
 # common.sh: what the scripts in tools/ share: finding what is missing, installing it, building. To be sourced by bash.
 
 set -euo pipefail
+new_packages=
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 say() {
@@ -38,6 +39,7 @@ need_packages() {
     done
     [ ${#missing[@]} -eq 0 ] && return
     say "installing: ${missing[*]}"
+    new_packages=1
     # The lists of packages are fetched only where they do not know what is wanted, or what they know is gone.
     if ! apt-cache show "${missing[@]}" >/dev/null 2>&1 ||
         ! as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" >&2; then
@@ -58,13 +60,14 @@ meson() {
     fi
 }
 
-# configure FOLDER OPTION...: sets a build folder up, or changes the options of the one that is there; what was installed since
-# then is found.
+# configure FOLDER OPTION...: sets a build folder up, or changes the options of the one that is there, and finds what
+# this script has installed.
 configure() {
     local folder=$1
     shift
+    [ -z "$new_packages" ] || rm -f "$folder"/{build.ninja,meson-private/coredata.dat} # it remembers what was not there
     if [ -f "$folder/build.ninja" ]; then
-        meson setup --reconfigure "$folder" "$root" "$@" >&2
+        meson configure "$folder" "$@" >&2
     else
         meson setup "$folder" "$root" "$@" >&2
     fi
