@@ -71,7 +71,8 @@ DP_INLINE void dp_store_first(float *x, size_t n, float32x4_t value)
         vst1q_lane_f32(x + 2, value, 2);
 }
 
-/* Elements j .. j + 7 of a row (int8: without its step). A bf16 number is the upper half of its f32: interleaved with zeros it is widened. */
+/* Elements j .. j + 7 of a row (int8: without its step). A bf16 number is the upper half of its f32: interleaved with zeros it is
+ * widened. */
 DP_INLINE dp_block dp_load_block(const void *row, size_t j, dp_type type)
 {
     if (type == DP_F32) {

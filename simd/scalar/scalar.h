@@ -6,7 +6,8 @@
 #include "../inline.h"
 #include "../kernels.h"
 
-/* Of int8 without the row's step. Called with a constant type, so that each type's variant of a kernel is its own straight loop. */
+/* Of int8 without the row's step. Called with a constant type, so that each type's variant of a kernel is its own straight
+ * loop. */
 DP_INLINE float dp_element(const void *row, size_t i, dp_type type)
 {
     return type == DP_F32 ? ((const float *)row)[i]
