@@ -28,16 +28,16 @@ typedef struct side {
 static dp_status settle_side(const dp_sequence *s, const dp_borrowed_rows *r, side *x)
 {
     dp_runtime *const rt = s->runtime;
-    const size_t n_heads = s->config.n_kv_heads, element = dp_row_alignment(s->format.type);
+    const size_t n_heads = s->config.n_kv_heads, alignment = dp_row_alignment(s->format.type);
     if (!x->base) return dp_fail(rt, DP_ERR_INVALID, "dp_borrow: %s is NULL", x->name);
     if (!x->token) x->token = n_heads * x->row;
     if (!x->head) x->head = x->row;
     if (!x->block && __builtin_mul_overflow(r->block_tokens, x->token, &x->block)) x->block = SIZE_MAX;
-    if ((uintptr_t)x->base % element || x->token % element || x->head % element || x->block % element)
+    if ((uintptr_t)x->base % alignment || x->token % alignment || x->head % alignment || x->block % alignment)
         return dp_fail(rt, DP_ERR_INVALID,
                        "dp_borrow: %s and its strides (token %zu, head %zu, block %zu bytes) must be multiples of"
                        " a row's alignment, %zu",
-                       x->name, x->token, x->head, x->block, element);
+                       x->name, x->token, x->head, x->block, alignment);
     if (x->token < x->row || (n_heads > 1 && x->head < x->row))
         return dp_fail(rt, DP_ERR_INVALID,
                        "dp_borrow: %s_token_stride %zu and %s_head_stride %zu must not be below a row's %zu bytes",
