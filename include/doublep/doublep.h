@@ -355,7 +355,7 @@ DP_API dp_status dp_sequence_memory(const dp_sequence *sequence, dp_memory *memo
  * rename) or deleted while it is mapped, but not changed in place: one that is cut short under the mapping, or a medium that
  * fails, ends the process with SIGBUS, as it does for any mapped file. With map = 0 everything is read into memory of the
  * runtime's own kind (huge pages, NUMA), and the file is not needed afterwards. */
-#define DP_SNAPSHOT_VERSION 3
+#define DP_SNAPSHOT_VERSION 4
 
 /* Writes a snapshot to path. note: NULL or note_bytes bytes of the caller's that go into the file and come back with
  * dp_sequence_load: what the tokens were, and of which model, say. The file is written beside path, as path with a number
@@ -481,7 +481,8 @@ typedef struct dp_attention_stats {
     uint64_t bytes;             /* all that is read together */
     uint64_t bytes_dense;       /* keys and values that dense attention reads */
     uint64_t ns_score, ns_select, ns_gather, ns_merge; /* time in each stage, mean of the threads; the rest is waiting */
-    uint64_t bytes_codes;       /* read: keys in one and in four bits, and their steps; part of bytes */
+    uint64_t bytes_codes;       /* read to find the tokens to be refined: keys in one and in four bits and their steps, and
+                                   keys that signs leave in doubt; part of bytes */
     uint64_t ns_scan;           /* time in that stage, between select and gather, likewise */
 } dp_attention_stats;
 

@@ -2,7 +2,7 @@
  *
  * Rows come from memory; the arithmetic has to stay below the time that takes, and has to keep memory busy: while it works
  * on a row it asks for another one. A row is widened once for up to four heads; logits of up to 8 (row, head) pairs are
- * summed across lanes in one transposing reduction; weighted sums stay in registers over all rows. */
+ * summed across lanes in one transposing reduction. */
 #include "avx2.h"
 
 #include "../int8_rows.h"
@@ -66,54 +66,57 @@ DP_INLINE void group_logits(const float *q, size_t d, const dp_row *rows, size_t
     logits_in_tiles(arranged, d, rows, n, ahead, scale, out, out_stride, heads, tile_rows, logit_tile, type);
 }
 
-/* acc[h][j ..] += sum over the rows, `heads` x `blocks` (constants) blocks of columns from j; one half block where
- * `half`. */
-DP_INLINE void value_tile(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
-                          size_t j, float *acc, size_t heads, size_t blocks, int half, dp_type type)
+/* The sums of block j. */
+DP_INLINE void value_block(const float *w, size_t w_stride, size_t padded, const dp_row row[], const dp_row next[], size_t j,
+                           int half, float *acc, size_t heads, size_t n_rows, dp_type type)
 {
-    dp_block sum[GROUP][4];
+    dp_block sum[GROUP];
     DP_UNROLL
-    for (size_t h = 0; h < heads; h++) {
+    for (size_t h = 0; h < heads; h++)
+        sum[h] = (dp_block){_mm256_load_ps(acc + h * padded + j), _mm256_load_ps(acc + h * padded + j + 8)};
+    DP_UNROLL
+    for (size_t r = 0; r < n_rows; r++) {
+        prefetch_block(dp_row_address(next[r]), j, DP_BLOCK, type);
+        const dp_block v = dp_load_block(dp_row_address(row[r]), j, half, type);
         DP_UNROLL
-        for (size_t b = 0; b < blocks; b++) sum[h][b] = (dp_block){_mm256_setzero_ps(), _mm256_setzero_ps()};
-    }
-    fetch next = start_fetch(rows, ahead);
-    for (size_t i = 0; i < n; i++) {
-        const void *const row = dp_row_address(rows[i]);
-        fetch_columns(&next, j, blocks * DP_BLOCK, type);
-        DP_UNROLL
-        for (size_t b = 0; b < blocks; b++) {
-            const dp_block v = dp_load_block(row, j + b * DP_BLOCK, half, type);
-            DP_UNROLL
-            for (size_t h = 0; h < heads; h++) {
-                const __m256 weight = _mm256_set1_ps(w[h * w_stride + i]);
-                sum[h][b].first = _mm256_fmadd_ps(weight, v.first, sum[h][b].first);
-                sum[h][b].second = _mm256_fmadd_ps(weight, v.second, sum[h][b].second);
-            }
+        for (size_t h = 0; h < heads; h++) {
+            const __m256 weight = _mm256_set1_ps(w[h * w_stride + r]);
+            sum[h].first = _mm256_fmadd_ps(weight, v.first, sum[h].first);
+            sum[h].second = _mm256_fmadd_ps(weight, v.second, sum[h].second);
         }
     }
     DP_UNROLL
     for (size_t h = 0; h < heads; h++) {
-        DP_UNROLL
-        for (size_t b = 0; b < blocks; b++) {
-            const dp_block x = dp_natural_block(sum[h][b], type);
-            float *target = acc + h * d + j + b * DP_BLOCK;
-            _mm256_storeu_ps(target, _mm256_add_ps(_mm256_loadu_ps(target), x.first));
-            if (!half) _mm256_storeu_ps(target + 8, _mm256_add_ps(_mm256_loadu_ps(target + 8), x.second));
-        }
+        _mm256_store_ps(acc + h * padded + j, sum[h].first);
+        _mm256_store_ps(acc + h * padded + j + 8, sum[h].second);
     }
 }
 
-/* All columns for `heads` (a constant) heads: tiles of up to 8 accumulators, the last with what is left. */
-DP_INLINE void value_rows(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
-                          float *acc, size_t heads, dp_type type)
+DP_INLINE void value_tile(const float *w, size_t w_stride, size_t d, size_t padded, const dp_row row[], const dp_row next[],
+                          float *acc, size_t heads, size_t n_rows, dp_type type)
 {
-    const size_t blocks = heads == 1 ? 4 : heads == 2 ? 2 : 1;
     size_t j = 0;
-    for (; j + blocks * DP_BLOCK <= d; j += blocks * DP_BLOCK)
-        value_tile(w, w_stride, rows, n, ahead, d, j, acc, heads, blocks, 0, type);
-    for (; j + DP_BLOCK <= d; j += DP_BLOCK) value_tile(w, w_stride, rows, n, ahead, d, j, acc, heads, 1, 0, type);
-    if (j < d) value_tile(w, w_stride, rows, n, ahead, d, j, acc, heads, 1, 1, type);
+    for (; j + DP_BLOCK <= d; j += DP_BLOCK)
+        value_block(w, w_stride, padded, row, next, j, 0, acc, heads, n_rows, type);
+    if (j < d) value_block(w, w_stride, padded, row, next, j, 1, acc, heads, n_rows, type);
+}
+
+/* Sums for `heads` (a constant) heads. */
+DP_INLINE void group_values(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
+                            float *acc, size_t heads, dp_type type)
+{
+    const size_t padded = (d + DP_BLOCK - 1) / DP_BLOCK * DP_BLOCK;
+    _Alignas(32) float sums[GROUP * DP_MAX_DIM];
+    memset(sums, 0, heads * padded * sizeof *sums);
+    values_in_tiles(w, w_stride, rows, n, ahead, d, padded, sums, heads, heads <= 2 ? 8 : 4, value_tile, type);
+    for (size_t h = 0; h < heads; h++)
+        for (size_t j = 0; j < d; j += DP_BLOCK) {
+            const float *const sum = sums + h * padded + j;
+            const dp_block x = dp_natural_block((dp_block){_mm256_load_ps(sum), _mm256_load_ps(sum + 8)}, type);
+            float *const target = acc + h * d + j;
+            _mm256_storeu_ps(target, _mm256_add_ps(_mm256_loadu_ps(target), x.first));
+            if (j + DP_BLOCK <= d) _mm256_storeu_ps(target + 8, _mm256_add_ps(_mm256_loadu_ps(target + 8), x.second));
+        }
 }
 
 DP_ROWS(f32, DP_F32, 4)

@@ -2,7 +2,7 @@
  *
  * Rows come from memory; the arithmetic has to stay below the time that takes, and has to keep memory busy: while it works
  * on a row it asks for another one. A row is widened once for up to eight heads; logits of up to 16 (row, head) pairs are
- * summed across lanes in one transposing reduction; weighted sums stay in registers over all rows.
+ * summed across lanes in one transposing reduction.
  *
  * ns a bf16 row of d 128 in L2, Cascade Lake at 2.4 GHz, where memory takes 21 at 12 GB/s:
  *     heads       1     2     4     8
@@ -72,62 +72,59 @@ DP_INLINE void group_logits(const float *q, size_t d, const dp_row *rows, size_t
     logits_in_tiles(arranged, d, rows, n, ahead, scale, out, out_stride, heads, tile_rows, logit_tile, type);
 }
 
-/* acc[h][j ..] += sum over the rows, `heads` x `blocks` (constants) blocks of columns from j. `edge` is the mask of the
- * last block. */
-DP_INLINE void value_tile(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
-                          size_t j, float *acc, size_t heads, size_t blocks, __mmask32 edge, dp_type type)
+/* Sums of block j. */
+DP_INLINE void value_block(const float *w, size_t w_stride, size_t padded, const dp_row row[], const dp_row next[], size_t j,
+                           __mmask32 mask, float *acc, size_t heads, size_t n_rows, dp_type type)
 {
-    dp_block sum[GROUP_MOST][4];
+    dp_block sum[GROUP_MOST];
     DP_UNROLL
-    for (size_t h = 0; h < heads; h++) {
+    for (size_t h = 0; h < heads; h++)
+        sum[h] = (dp_block){_mm512_load_ps(acc + h * padded + j), _mm512_load_ps(acc + h * padded + j + 16)};
+    DP_UNROLL
+    for (size_t r = 0; r < n_rows; r++) {
+        prefetch_block(dp_row_address(next[r]), j, DP_BLOCK, type);
+        const dp_block v = dp_load_block(dp_row_address(row[r]), j, mask, type);
         DP_UNROLL
-        for (size_t b = 0; b < blocks; b++) sum[h][b] = (dp_block){_mm512_setzero_ps(), _mm512_setzero_ps()};
-    }
-    fetch next = start_fetch(rows, ahead);
-    for (size_t i = 0; i < n; i++) {
-        const void *const row = dp_row_address(rows[i]);
-        fetch_columns(&next, j, blocks * DP_BLOCK, type);
-        DP_UNROLL
-        for (size_t b = 0; b < blocks; b++) {
-            const dp_block v = dp_load_block(row, j + b * DP_BLOCK, b + 1 < blocks ? 0xffffffffu : edge, type);
-            DP_UNROLL
-            for (size_t h = 0; h < heads; h++) {
-                const __m512 weight = _mm512_set1_ps(w[h * w_stride + i]);
-                sum[h][b].first = _mm512_fmadd_ps(weight, v.first, sum[h][b].first);
-                sum[h][b].second = _mm512_fmadd_ps(weight, v.second, sum[h][b].second);
-            }
+        for (size_t h = 0; h < heads; h++) {
+            const __m512 weight = _mm512_set1_ps(w[h * w_stride + r]);
+            sum[h].first = _mm512_fmadd_ps(weight, v.first, sum[h].first);
+            sum[h].second = _mm512_fmadd_ps(weight, v.second, sum[h].second);
         }
     }
     DP_UNROLL
     for (size_t h = 0; h < heads; h++) {
-        DP_UNROLL
-        for (size_t b = 0; b < blocks; b++) {
-            const __mmask32 mask = b + 1 < blocks ? 0xffffffffu : edge;
-            const __mmask16 low = (__mmask16)mask, high = (__mmask16)(mask >> 16);
-            const dp_block x = dp_natural_block(sum[h][b], type);
-            float *target = acc + h * d + j + b * DP_BLOCK;
-            _mm512_mask_storeu_ps(target, low, _mm512_add_ps(_mm512_maskz_loadu_ps(low, target), x.first));
-            _mm512_mask_storeu_ps(target + 16, high, _mm512_add_ps(_mm512_maskz_loadu_ps(high, target + 16), x.second));
-        }
+        _mm512_store_ps(acc + h * padded + j, sum[h].first);
+        _mm512_store_ps(acc + h * padded + j + 16, sum[h].second);
     }
 }
 
-/* All columns for `heads` (a constant) heads: tiles of up to 16 accumulators, the last with what is left. */
-DP_INLINE void value_rows(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
-                          float *acc, size_t heads, dp_type type)
+DP_INLINE void value_tile(const float *w, size_t w_stride, size_t d, size_t padded, const dp_row row[], const dp_row next[],
+                          float *acc, size_t heads, size_t n_rows, dp_type type)
 {
-    const size_t blocks = heads <= 2 ? 4 : heads <= 4 ? 2 : 1;
-    for (size_t j = 0; j < d;) {
-        const size_t left = (d - j + DP_BLOCK - 1) / DP_BLOCK, taken = left >= blocks ? blocks : left >= 2 ? 2 : 1;
-        const __mmask32 edge = dp_mask32(d - j - (taken - 1) * DP_BLOCK);
-        if (taken == 4)
-            value_tile(w, w_stride, rows, n, ahead, d, j, acc, heads, 4, edge, type);
-        else if (taken == 2)
-            value_tile(w, w_stride, rows, n, ahead, d, j, acc, heads, 2, edge, type);
-        else
-            value_tile(w, w_stride, rows, n, ahead, d, j, acc, heads, 1, edge, type);
-        j += taken * DP_BLOCK;
-    }
+    size_t j = 0;
+    for (; j + DP_BLOCK <= d; j += DP_BLOCK)
+        value_block(w, w_stride, padded, row, next, j, 0xffffffffu, acc, heads, n_rows, type);
+    if (j < d) value_block(w, w_stride, padded, row, next, j, dp_mask32(d - j), acc, heads, n_rows, type);
+}
+
+/* Sums for `heads` (a constant) heads. */
+DP_INLINE void group_values(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
+                            float *acc, size_t heads, dp_type type)
+{
+    const size_t padded = (d + DP_BLOCK - 1) / DP_BLOCK * DP_BLOCK;
+    _Alignas(64) float sums[GROUP_MOST * DP_MAX_DIM];
+    memset(sums, 0, heads * padded * sizeof *sums);
+    values_in_tiles(w, w_stride, rows, n, ahead, d, padded, sums, heads, heads <= 2 ? 8 : 4, value_tile, type);
+    for (size_t h = 0; h < heads; h++)
+        for (size_t j = 0; j < d; j += DP_BLOCK) {
+            const __mmask32 mask = dp_mask32(d - j);
+            const __mmask16 low = (__mmask16)mask, high = (__mmask16)(mask >> 16);
+            const float *const sum = sums + h * padded + j;
+            const dp_block x = dp_natural_block((dp_block){_mm512_load_ps(sum), _mm512_load_ps(sum + 16)}, type);
+            float *const target = acc + h * d + j;
+            _mm512_mask_storeu_ps(target, low, _mm512_add_ps(_mm512_maskz_loadu_ps(low, target), x.first));
+            _mm512_mask_storeu_ps(target + 16, high, _mm512_add_ps(_mm512_maskz_loadu_ps(high, target + 16), x.second));
+        }
 }
 
 DP_GROUPS(f32, DP_F32, 8)

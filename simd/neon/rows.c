@@ -1,7 +1,7 @@
 /* NEON token attention: logits of key rows, weighted sums of value rows.
  *
  * A row is widened once for up to four heads. Logits of up to 8 (row, head) pairs, each in two vectors, are summed across
- * lanes in transposing reductions; weighted sums stay in up to 16 vectors over all rows. */
+ * lanes in transposing reductions. */
 #include "neon.h"
 
 #include "../int8_rows.h"
@@ -50,60 +50,36 @@ DP_INLINE void group_logits(const float *q, size_t d, const dp_row *rows, size_t
     logits_in_tiles(q, d, rows, n, ahead, scale, out, out_stride, heads, heads <= 2 ? 4 : 2, logit_tile, type);
 }
 
-/* acc[h][j ..] += sum over the rows, `heads` x `blocks` (constants) blocks of columns from j. */
-DP_INLINE void value_tile(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
-                          size_t j, float *acc, size_t heads, size_t blocks, dp_type type)
+DP_INLINE void value_tile(const float *w, size_t w_stride, size_t d, size_t padded, const dp_row row[], const dp_row next[],
+                          float *acc, size_t heads, size_t n_rows, dp_type type)
 {
-    dp_block sum[4][8];
-    DP_UNROLL
-    for (size_t h = 0; h < heads; h++) {
+    for (size_t j = 0; j < d; j += DP_BLOCK) {
+        dp_block sum[GROUP];
         DP_UNROLL
-        for (size_t b = 0; b < blocks; b++)
-            sum[h][b] = (dp_block){vdupq_n_f32(0), vdupq_n_f32(0)};
-    }
-    fetch next = start_fetch(rows, ahead);
-    for (size_t i = 0; i < n; i++) {
-        const void *const row = dp_row_address(rows[i]);
-        fetch_columns(&next, j, blocks * DP_BLOCK, type);
+        for (size_t h = 0; h < heads; h++) sum[h] = dp_load_block(acc + h * padded, j, DP_F32);
         DP_UNROLL
-        for (size_t b = 0; b < blocks; b++) {
-            const dp_block v = dp_load_block(row, j + b * DP_BLOCK, type);
+        for (size_t r = 0; r < n_rows; r++) {
+            prefetch_block(dp_row_address(next[r]), j, DP_BLOCK, type);
+            const dp_block v = dp_load_block(dp_row_address(row[r]), j, type);
             DP_UNROLL
             for (size_t h = 0; h < heads; h++) {
-                sum[h][b].first = vfmaq_n_f32(sum[h][b].first, v.first, w[h * w_stride + i]);
-                sum[h][b].second = vfmaq_n_f32(sum[h][b].second, v.second, w[h * w_stride + i]);
+                sum[h].first = vfmaq_n_f32(sum[h].first, v.first, w[h * w_stride + r]);
+                sum[h].second = vfmaq_n_f32(sum[h].second, v.second, w[h * w_stride + r]);
             }
         }
-    }
-    DP_UNROLL
-    for (size_t h = 0; h < heads; h++) {
         DP_UNROLL
-        for (size_t b = 0; b < blocks; b++) {
-            float *target = acc + h * d + j + b * DP_BLOCK;
-            vst1q_f32(target, vaddq_f32(vld1q_f32(target), sum[h][b].first));
-            vst1q_f32(target + 4, vaddq_f32(vld1q_f32(target + 4), sum[h][b].second));
+        for (size_t h = 0; h < heads; h++) {
+            vst1q_f32(acc + h * padded + j, sum[h].first);
+            vst1q_f32(acc + h * padded + j + 4, sum[h].second);
         }
     }
 }
 
-/* All columns for `heads` (a constant) heads: tiles of up to 16 accumulators, then of half as many blocks, down to one. */
-DP_INLINE void value_rows(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
-                          float *acc, size_t heads, dp_type type)
+/* Sums for `heads` (a constant) heads. */
+DP_INLINE void group_values(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
+                            float *acc, size_t heads, dp_type type)
 {
-    const size_t blocks = heads == 1 ? 8 : heads == 2 ? 4 : 2;
-    size_t j = 0;
-    for (; j + blocks * DP_BLOCK <= d; j += blocks * DP_BLOCK)
-        value_tile(w, w_stride, rows, n, ahead, d, j, acc, heads, blocks, type);
-    if (blocks > 4 && j + 4 * DP_BLOCK <= d) {
-        value_tile(w, w_stride, rows, n, ahead, d, j, acc, heads, 4, type);
-        j += 4 * DP_BLOCK;
-    }
-    if (blocks > 2 && j + 2 * DP_BLOCK <= d) {
-        value_tile(w, w_stride, rows, n, ahead, d, j, acc, heads, 2, type);
-        j += 2 * DP_BLOCK;
-    }
-    if (j < d)
-        value_tile(w, w_stride, rows, n, ahead, d, j, acc, heads, 1, type);
+    values_in_tiles(w, w_stride, rows, n, ahead, d, d, acc, heads, TILE_ROWS, value_tile, type);
 }
 
 DP_ROWS(f32, DP_F32, 4)

@@ -138,8 +138,11 @@ void dp_pieces_all(const dp_step *step, dp_head_step *h)
 {
     const dp_row_format *const f = &step->sequence->format;
     const size_t first = h->n_pieces;
-    for (uint32_t s = 0; s < h->head->n_segments; s++)
-        for (uint32_t c = 0; c < h->head->segments[s].n_clusters; c++) add_cluster(f, h, &h->head->segments[s], c);
+    for (uint32_t s = 0; s < h->head->n_segments; s++) {
+        const dp_segment *const segment = &h->head->segments[s];
+        if (dp_segment_stale(segment)) continue;
+        add_run(f, h, dp_segment_run(segment, f, 0), segment->n_tokens);
+    }
     cut_items(step, h, first);
     h->counts.tokens_exact += h->head->clustered;
     h->counts.bytes_rows += h->head->clustered * (f->key_bytes + f->value_bytes);
@@ -208,7 +211,8 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
     if (h->head->queries.settled) /* origin, and the factor's lower triangle */
         h->counts.bytes_centroids += f->key_dim * (f->key_dim + 3) / 2 * sizeof(float);
     for (size_t i = 0; i < h->n_scanned; i++)
-        h->counts.bytes_codes += h->scanned[i].sign_groups * dp_sign_bytes(f) + h->scanned[i].code_groups * dp_code_bytes(f);
+        h->counts.bytes_codes += h->scanned[i].sign_groups * dp_sign_bytes(f) +
+                                 h->scanned[i].code_groups * dp_code_bytes(f) + h->scanned[i].keys * f->key_bytes;
     h->n_estimated = n_estimated;
     h->estimates[h->head->n_segments] = (dp_estimates){.first = n_estimated, .position = (uint32_t)position};
     cut_items(step, h, first);

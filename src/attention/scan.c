@@ -215,34 +215,30 @@ static run run_of(const dp_segment *segment, uint32_t cluster)
     return (run){segment->offset[cluster], dp_segment_size(segment, cluster)};
 }
 
-/* How many groups of codes have tokens of it. */
-static size_t groups_of(run tokens)
-{
-    return (tokens.first % DP_CODE_GROUP + tokens.n + DP_CODE_GROUP - 1) / DP_CODE_GROUP;
-}
-
-/* A cluster's signs, and its codes where none are read by their signs; none without a cluster. */
+/* A cluster's signs; none without a cluster. */
 static dp_lines lines_of_signs(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref)
 {
     if (!ref) return (dp_lines){0};
     const dp_segment *const segment = &h->head->segments[ref->segment];
     const size_t bytes = dp_sign_bytes(&step->sequence->format);
     return dp_lines_of(segment->signs + dp_segment_sign_group(segment, ref->cluster) * bytes,
-                    dp_segment_sign_groups(segment, ref->cluster) * bytes);
+                       dp_segment_sign_groups(segment, ref->cluster) * bytes);
 }
 
-/* Those of the codes of some tokens, and of all of a cluster. */
-static dp_lines lines_of_groups(const dp_step *step, const dp_segment *segment, run tokens)
+/* How many groups of codes have tokens of a run. */
+static size_t groups_of(run tokens)
 {
-    const size_t bytes = dp_code_bytes(&step->sequence->format);
-    return dp_lines_of(segment->codes + tokens.first / DP_CODE_GROUP * bytes, groups_of(tokens) * bytes);
+    return (tokens.first % DP_CODE_GROUP + tokens.n + DP_CODE_GROUP - 1) / DP_CODE_GROUP;
 }
 
+/* A cluster's codes; none without a cluster. */
 static dp_lines lines_of_codes(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref)
 {
-    if (!ref || ref->sign_groups) return (dp_lines){0};
+    if (!ref) return (dp_lines){0};
     const dp_segment *const segment = &h->head->segments[ref->segment];
-    return lines_of_groups(step, segment, run_of(segment, ref->cluster));
+    const run all = run_of(segment, ref->cluster);
+    const size_t bytes = dp_code_bytes(&step->sequence->format);
+    return dp_lines_of(segment->codes + all.first / DP_CODE_GROUP * bytes, groups_of(all) * bytes);
 }
 
 static uint32_t step_base(const dp_segment *segment, uint32_t cluster)
@@ -264,20 +260,14 @@ static bool set_limits(const dp_step *step, const dp_head_step *h, const dp_clus
     return ask;
 }
 
-/* Marks those tokens of a cluster that are worth a look at their codes: all, or those that may have more than a row's limit by
- * their signs. Returns whether any is. */
-static bool mark_suspects(const dp_step *step, const dp_head_step *h, dp_cluster_ref *ref, dp_lines ahead,
-                             const scan_scratch *w)
+/* Marks those tokens of a cluster that may have more than a row's limit by their signs; returns how many. */
+static size_t mark_suspects(const dp_step *step, const dp_head_step *h, dp_cluster_ref *ref, dp_lines ahead,
+                            const scan_scratch *w)
 {
     const dp_row_format *const f = &step->sequence->format;
     const dp_segment *const segment = &h->head->segments[ref->segment];
     const run all = run_of(segment, ref->cluster);
     uint8_t *const marks = h->wanted + ref->first_token;
-    if (!set_limits(step, h, ref, w)) {
-        dp_prefetch(ahead);
-        memset(marks, 1, all.n);
-        return true;
-    }
     const dp_sign_queries q = {.heads = step->rows,
                                .d = f->key_dim,
                                .table = h->sign_table,
@@ -292,30 +282,66 @@ static bool mark_suspects(const dp_step *step, const dp_head_step *h, dp_cluster
         .ahead = ahead.first,
         .ahead_lines = ahead.n};
     ref->sign_groups = (uint32_t)dp_segment_sign_groups(segment, ref->cluster);
-    return step->kernels->signs_exceed(&q, &tokens, marks) != 0;
+    if (!step->kernels->signs_exceed(&q, &tokens, marks)) return 0;
+    size_t n = 0;
+    for (size_t i = 0; i < all.n; i++) n += marks[i];
+    return n;
 }
 
-/* The next tokens of a cluster from number `from` of its own on whose groups of codes have marks; none: n is 0. */
-static run next_run(run all, const uint8_t *marks, size_t from)
+/* Tokens that the signs do not acquit. One in twenty is read in the end; their keys themselves tell which: a key has as many
+ * bytes as the codes of the four tokens that lie together (one by one by these, two thirds of what the scan takes at 128K tokens
+ * were a call for each). */
+typedef struct suspects {
+    size_t n;
+    dp_row key[BATCH_TOKENS];
+    uint8_t *mark[BATCH_TOKENS];
+    uint32_t position[BATCH_TOKENS]; /* of their clusters */
+} suspects;
+
+/* Of these tokens those stay marked that are to be read, the others' mass is added to their clusters'. */
+static void weigh_suspects(const dp_step *step, const dp_head_step *h, suspects *s, const scan_scratch *w)
 {
-    const size_t marked = dp_next_mark(marks, from, all.n);
-    if (marked == all.n) return (run){0};
-    const size_t begin = all.first + from, end = all.first + all.n, token = all.first + marked;
-    const size_t group = token - token % DP_CODE_GROUP, first = group < begin ? begin : group;
-    size_t last = group + DP_CODE_GROUP;
-    while (last < end && dp_next_mark(marks, last - all.first, all.n) < last - all.first + DP_CODE_GROUP)
-        last += DP_CODE_GROUP;
-    return (run){first, (last < end ? last : end) - first};
+    const dp_kernels *const kernels = step->kernels;
+    const dp_row_format *const f = &step->sequence->format;
+    const float cap = step->sequence->config.softcap;
+    uint8_t wanted[BATCH_TOKENS];
+    kernels->key_logits[f->type](h->q, step->rows, f->key_dim, s->key, s->n, 0, step->sequence->scale, w->mass,
+                                 BATCH_TOKENS);
+    for (size_t r = 0; r < step->rows; r++) {
+        if (cap > 0) kernels->soft_cap(w->mass + r * BATCH_TOKENS, s->n, 0.0f, cap);
+        w->left[r] = 0;
+    }
+    kernels->split_masses(w->mass, BATCH_TOKENS, step->rows, s->n, h->reference, h->token_limit, wanted, w->left);
+    for (size_t i = 0; i < s->n; i++) {
+        *s->mark[i] = wanted[i];
+        for (size_t r = 0; !wanted[i] && r < step->rows; r++)
+            h->mass[r * h->n_positions + s->position[i]] += w->mass[r * BATCH_TOKENS + i];
+    }
+    s->n = 0;
 }
 
-/* The codes of a cluster's marked tokens: a few lines here and there. */
-static void prefetch_marked(const dp_step *step, const dp_head_step *h, const dp_cluster_ref *ref)
+/* Lists a cluster's n marked tokens, whose keys are fetched; the estimate stands for the others. */
+static void list_suspects(const dp_step *step, const dp_head_step *h, dp_cluster_ref *ref, size_t n, suspects *s,
+                          const scan_scratch *w)
 {
+    const dp_row_format *const f = &step->sequence->format;
     const dp_segment *const segment = &h->head->segments[ref->segment];
-    const run all = run_of(segment, ref->cluster);
-    const uint8_t *const marks = h->wanted + ref->first_token;
-    for (run r = next_run(all, marks, 0); r.n; r = next_run(all, marks, r.first + r.n - all.first))
-        dp_prefetch(lines_of_groups(step, segment, r));
+    const size_t all = dp_segment_size(segment, ref->cluster);
+    const dp_run rows = dp_segment_run(segment, f, ref->cluster);
+    uint8_t *const marks = h->wanted + ref->first_token;
+    for (size_t r = 0; r < step->rows; r++)
+        h->mass[r * h->n_positions + ref->position] *= (float)(all - n) / (float)all;
+    for (size_t i = dp_next_mark(marks, 0, all); i < all; i = dp_next_mark(marks, i + 1, all)) {
+        if (s->n == BATCH_TOKENS) weigh_suspects(step, h, s, w);
+        const dp_run row = dp_run_from(rows, f, i);
+        dp_row value;
+        dp_run_list(&row, f, &h->head->view, 1, &s->key[s->n], &value);
+        dp_prefetch(dp_lines_of(dp_row_address(s->key[s->n]), f->key_bytes));
+        s->mark[s->n] = marks + i;
+        s->position[s->n++] = ref->position;
+    }
+    ref->keys = (uint32_t)n;
+    h->flags[ref->position] |= SELECT_ESTIMATE | SELECT_SCAN;
 }
 
 /* Of a batch's tokens those stay marked that are to be read, the mass of the others is added to w->left. */
@@ -343,9 +369,7 @@ static void scan_batch(const dp_step *step, const dp_head_step *h, const dp_segm
                                 w->left);
 }
 
-/* The marked tokens of a cluster one by one, and the others of their groups; the estimate stands for the rest. (All tokens of each
- * cluster that the signs do not acquit would be 3.8 % of dense attention's bytes at 32K tokens, not 3.7 %, and no closer: an error
- * of 0.043, not 0.041. At 1M tokens the scan takes an eighth longer with them.) */
+/* All tokens of a cluster. */
 static void scan_cluster(const dp_step *step, const dp_head_step *h, dp_cluster_ref *ref, dp_lines ahead,
                          const scan_scratch *w)
 {
@@ -357,19 +381,13 @@ static void scan_cluster(const dp_step *step, const dp_head_step *h, dp_cluster_
         w->reference[r] = h->reference[r] - (step->sequence->config.softcap > 0 ? 0.0f : w->centroid[r]);
         w->left[r] = 0;
     }
-    size_t looked_at = 0;
-    for (run r = next_run(all, marks, 0), part; r.n; r = next_run(all, marks, part.first + part.n - all.first)) {
-        part = (run){r.first, r.n < BATCH_TOKENS ? r.n : BATCH_TOKENS};
-        scan_batch(step, h, segment, ref->cluster, part, ahead, marks + (part.first - all.first), w);
+    for (size_t i = 0; i < all.n; i += BATCH_TOKENS) {
+        const run batch = {all.first + i, all.n - i < BATCH_TOKENS ? all.n - i : BATCH_TOKENS};
+        scan_batch(step, h, segment, ref->cluster, batch, ahead, marks + i, w);
         ahead = (dp_lines){0};
-        looked_at += part.n;
-        ref->code_groups += (uint32_t)groups_of(part);
     }
-    const float rest = (float)(all.n - looked_at) / (float)all.n;
-    for (size_t r = 0; r < step->rows; r++) {
-        float *const mass = &h->mass[r * h->n_positions + ref->position];
-        *mass = w->left[r] + (rest > 0 ? rest * *mass : 0.0f);
-    }
+    ref->code_groups = (uint32_t)groups_of(all);
+    for (size_t r = 0; r < step->rows; r++) h->mass[r * h->n_positions + ref->position] = w->left[r];
     h->flags[ref->position] |= SELECT_ESTIMATE | SELECT_SCAN;
 }
 
@@ -381,9 +399,27 @@ static void prefetch_steps(const dp_head_step *h, const dp_cluster_ref *ref)
     dp_prefetch(dp_lines_of(segment->code_step + all.first, all.n * sizeof *segment->code_step));
 }
 
-/* First the signs of the clusters, then the codes of the tokens that they do not acquit. While one is worked on another one is
- * on its way from memory, a line now and then: all of its lines at once, and the core waits for memory to take them (half
- * of the time of this function, at 128K tokens). */
+/* Whether a cluster's codes are to be read, which may be fewer bytes than the keys of those tokens that its signs do not acquit.
+ * Those tokens are listed if not. */
+static bool needs_codes(const dp_step *step, const dp_head_step *h, dp_cluster_ref *ref, dp_lines ahead, suspects *s,
+                        const scan_scratch *w)
+{
+    if (!set_limits(step, h, ref, w)) {
+        dp_prefetch(ahead);
+        return true;
+    }
+    const size_t n = mark_suspects(step, h, ref, ahead, w);
+    if (!n) return false;
+    const dp_row_format *const f = &step->sequence->format;
+    const run all = run_of(&h->head->segments[ref->segment], ref->cluster);
+    if (n * f->key_bytes > groups_of(all) * dp_code_bytes(f)) return true;
+    list_suspects(step, h, ref, n, s, w);
+    return false;
+}
+
+/* First the signs of the clusters, then codes and keys. While one is worked on another one is on its way from memory, a line
+ * now and then: all of its lines at once, and the core waits for memory to take them (half of the time of this function, at
+ * 128K tokens). */
 void dp_scan_run(const dp_step *step, const dp_head_step *h, size_t task, float *scratch)
 {
     const size_t rows = step->rows;
@@ -391,8 +427,10 @@ void dp_scan_run(const dp_step *step, const dp_head_step *h, size_t task, float 
     const size_t begin = task * CLUSTERS_PER_TASK, left = h->n_scanned - begin;
     dp_cluster_ref *const refs = h->scanned + begin;
     const size_t n = left < CLUSTERS_PER_TASK ? left : CLUSTERS_PER_TASK;
-    dp_cluster_ref *suspects[CLUSTERS_PER_TASK + 1] = {0};
-    size_t n_suspects = 0;
+    dp_cluster_ref *coded[CLUSTERS_PER_TASK + 1] = {0};
+    size_t n_coded = 0;
+    suspects s;
+    s.n = 0;
     for (size_t i = 0; i < n && i < AHEAD; i++) {
         dp_prefetch(lines_of_signs(step, h, &refs[i]));
         prefetch_steps(h, &refs[i]);
@@ -400,13 +438,11 @@ void dp_scan_run(const dp_step *step, const dp_head_step *h, size_t task, float 
     for (size_t i = 0; i < n; i++) {
         const dp_cluster_ref *const next = i + AHEAD < n ? &refs[i + AHEAD] : NULL;
         if (next) prefetch_steps(h, next);
-        if (!mark_suspects(step, h, &refs[i], lines_of_signs(step, h, next), &w)) continue;
-        if (refs[i].sign_groups)
-            prefetch_marked(step, h, &refs[i]);
-        else if (!n_suspects)
-            dp_prefetch(lines_of_codes(step, h, &refs[i]));
-        suspects[n_suspects++] = &refs[i];
+        if (!needs_codes(step, h, &refs[i], lines_of_signs(step, h, next), &s, &w)) continue;
+        if (!n_coded) dp_prefetch(lines_of_codes(step, h, &refs[i]));
+        coded[n_coded++] = &refs[i];
     }
-    for (size_t i = 0; i < n_suspects; i++)
-        scan_cluster(step, h, suspects[i], lines_of_codes(step, h, suspects[i + 1]), &w);
+    for (size_t i = 0; i < n_coded; i++)
+        scan_cluster(step, h, coded[i], lines_of_codes(step, h, coded[i + 1]), &w);
+    if (s.n) weigh_suspects(step, h, &s, &w);
 }

@@ -25,7 +25,7 @@ typedef struct dp_cluster_ref {
     uint32_t segment, cluster;
     uint32_t position;    /* of the cluster in the head's arrays */
     uint32_t first_token; /* of the cluster, counted over the head's clustered tokens in cluster order */
-    uint32_t sign_groups, code_groups; /* that the scan has read; no signs: all of its tokens are suspect */
+    uint32_t sign_groups, code_groups, keys; /* that the scan has read; no signs: all of its tokens are suspect */
 } dp_cluster_ref;
 
 /* A unit of work of about even bytes: a range of a head's pieces, or of its estimated clusters. Its result goes to
