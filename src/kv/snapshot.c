@@ -68,10 +68,10 @@ static void add_rows(list *l, const dp_row_format *f, const dp_rows *rows, const
 
 static void add_segment(list *l, dp_segment *segment)
 {
-    add(l, "clustered rows", segment->rows, segment->row_bytes, segment->row_bytes);
+    add(l, "clustered rows", segment->rows, segment->row_bytes, dp_arena_piece_bytes(segment->row_bytes));
     /* All but the count of those who hold it, which is its last part. */
     dp_section *const s =
-        add(l, "index", segment->index, segment->index_bytes - DP_HOLDERS_BYTES, segment->index_bytes);
+        add(l, "index", segment->index, segment->index_bytes - DP_HOLDERS_BYTES, dp_arena_piece_bytes(segment->index_bytes));
     if (s) s->segment = segment;
 }
 

@@ -332,7 +332,7 @@ static bool map_segments(const loader *l, const dp_section *first, size_t n)
 {
     dp_arena *const arena = l->sequence->arenas[l->sequence->heads[first->kv_head].arena];
     const dp_section *const last = &first[n - 1];
-    const size_t bytes = (size_t)(last->segment->index_bytes + last->offset - first->offset);
+    const size_t bytes = (size_t)(last->offset - first->offset) + dp_arena_piece_bytes(last->segment->index_bytes);
     char *const base = dp_pages_map_file(l->file, (size_t)first->offset, bytes);
     if (!base) return false;
     if (!dp_arena_adopt(arena, base, bytes, n)) {
