@@ -22,6 +22,7 @@ enum {
     DP_SIGN_MOST = 31,  /* largest entry of signs_exceed's tables: eight of them fit a byte */
     DP_MAX_DIM = 512, /* largest d of key_logits, code_logits and signs_exceed */
     DP_WORST_ERROR = 100000, /* see cluster_mass */
+    DP_LIST_SLACK = 16, /* see list_flagged */
 };
 
 /* dst[i] = src[i] in another type. To f16 and bf16: round to nearest even, overflow to Inf, NaN stays NaN (quiet),
@@ -203,6 +204,15 @@ typedef void (*dp_mark_ranked_fn)(const float *rank, const uint16_t *size, size_
 typedef void (*dp_mark_in_reach_fn)(const float *score, const float *mass, const uint16_t *spread, size_t n, float scale,
                                     float limit, float variance, float heavy, uint8_t bit, uint8_t *flags);
 
+/* out: in order, the i < n with (flags[i] & mask) == value; n <= 65536. Returns how many; there must be room for
+ * DP_LIST_SLACK more, which may be written. */
+typedef size_t (*dp_list_flagged_fn)(const uint8_t *flags, size_t n, uint8_t mask, uint8_t value, uint16_t *out);
+
+/* weight[i] = mass[index[i]] * unit[i], i < n; sums[0] += the sum of mass[index[i]], sums[1] += that of
+ * mass[index[i]] * part[i]. */
+typedef void (*dp_mean_weights_fn)(const float *mass, const uint16_t *index, size_t n, const float *unit,
+                                   const float *part, float *weight, float sums[2]);
+
 /* Sum of value[i] over all i with !(rank[i] < threshold): a NaN rank counts. */
 typedef float (*dp_sum_at_least_fn)(const float *rank, const float *value, size_t n, float threshold);
 
@@ -255,6 +265,8 @@ typedef struct dp_kernels {
     dp_rank_clusters_fn rank_clusters;
     dp_mark_ranked_fn mark_ranked;
     dp_mark_in_reach_fn mark_in_reach;
+    dp_list_flagged_fn list_flagged;
+    dp_mean_weights_fn mean_weights;
     dp_sum_at_least_fn sum_at_least;
     dp_nearest_fn nearest;
     dp_nearest_in_bytes_fn nearest_in_bytes;

@@ -33,6 +33,7 @@ typedef struct operands {
     float *q, *out, *x, *y, *spread, *tile_a, *tile_b, *tile_c;
     uint16_t *sizes, *spreads, *limits; /* bf16 */
     uint8_t *flags, *marks;
+    uint16_t *indices;
     int32_t *sums; /* [HEADS] */
     float *ones;   /* [HEADS] */
     void *rows, *memory;
@@ -121,6 +122,12 @@ CASE(keep_clusters) { k->keep_clusters(o->x, o->spread, VALUES, 0.5f, 1, o->y, o
 CASE(rank_clusters) { k->rank_clusters(o->x, o->sizes, VALUES, 1, 0.1f, 8, o->y); }
 CASE(mark_ranked) { k->mark_ranked(o->x, o->sizes, VALUES, 0.5f, 3, 4, o->flags); }
 CASE(mark_in_reach) { k->mark_in_reach(o->x, o->spread, o->spreads, VALUES, 0.5f, 1, 1, 0.5f, 16, o->flags); }
+CASE(list_flagged) { o->sink = (float)k->list_flagged(o->flags, VALUES, 3, 1, o->indices); }
+CASE(mean_weights)
+{
+    float sums[2] = {0};
+    k->mean_weights(o->x, o->indices, VALUES / 4, o->spread, o->spread, o->y, sums);
+}
 CASE(sum_at_least) { o->sink = k->sum_at_least(o->x, o->spread, VALUES, 0.5f); }
 CASE(nearest)
 {
@@ -165,6 +172,8 @@ static const bench_case cases[] = {
     STREAM(rank_clusters, 14),
     STREAM(mark_ranked, 8),
     STREAM(mark_in_reach, 12),
+    STREAM(list_flagged, 1),
+    {"mean_weights", run_mean_weights, VALUES / 4 * 18.0, 0},
     STREAM(sum_at_least, 8),
     STREAM(nearest, 8),
     STREAM(axpy, 12),
@@ -263,6 +272,7 @@ static operands create_operands(const dp_kernels *k)
     o.tile_c = take_floats(TILE * TILE, 10, -1, 1);
     o.flags = take(VALUES);
     o.marks = take(VALUES);
+    o.indices = take((VALUES + DP_LIST_SLACK) * sizeof *o.indices);
     o.sums = take(HEADS * sizeof(*o.sums));
     o.ones = take_floats(HEADS, 9, 1, 1);
     o.rows = take(ROWS * DIM * sizeof(uint16_t));

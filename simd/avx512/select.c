@@ -63,6 +63,40 @@ static void keep_clusters(const float *mass, const float *error, size_t n, float
     }
 }
 
+static size_t list_flagged(const uint8_t *flags, size_t n, uint8_t mask, uint8_t value, uint16_t *out)
+{
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    size_t count = 0;
+    for (size_t i = 0; i < n; i += 64) {
+        const __mmask64 there = n - i < 64 ? ((__mmask64)1 << (n - i)) - 1 : ~(__mmask64)0;
+        const __m512i bits = _mm512_and_si512(_mm512_maskz_loadu_epi8(there, flags + i), _mm512_set1_epi8((char)mask));
+        __mmask64 listed = _mm512_mask_cmpeq_epi8_mask(there, bits, _mm512_set1_epi8((char)value));
+        for (size_t first = i; listed; first += 16, listed >>= 16) {
+            const __m512i numbers = _mm512_add_epi32(lane, _mm512_set1_epi32((int)first));
+            _mm256_storeu_si256((__m256i *)(void *)(out + count),
+                                _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32((__mmask16)listed, numbers)));
+            count += (size_t)__builtin_popcount((__mmask16)listed);
+        }
+    }
+    return count;
+}
+
+static void mean_weights(const float *mass, const uint16_t *index, size_t n, const float *unit, const float *part,
+                         float *weight, float sums[2])
+{
+    __m512 all = _mm512_setzero_ps(), some = _mm512_setzero_ps();
+    for (size_t i = 0; i < n; i += 16) {
+        const __mmask16 mask = dp_mask16(n - i);
+        const __m512i at = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, index + i));
+        const __m512 m = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, at, mass, sizeof *mass);
+        all = _mm512_add_ps(all, m);
+        some = _mm512_fmadd_ps(m, _mm512_maskz_loadu_ps(mask, part + i), some);
+        _mm512_mask_storeu_ps(weight + i, mask, _mm512_mul_ps(m, _mm512_maskz_loadu_ps(mask, unit + i)));
+    }
+    sums[0] += _mm512_reduce_add_ps(all);
+    sums[1] += _mm512_reduce_add_ps(some);
+}
+
 static float sum_at_least(const float *rank, const float *value, size_t n, float threshold)
 {
     const __m512 bound = _mm512_set1_ps(threshold);
@@ -103,6 +137,8 @@ void dp_avx512_init_select(dp_kernels *k)
     k->cluster_mass = cluster_mass;
     k->keep_clusters = keep_clusters;
     dp_init_rank(k);
+    k->list_flagged = list_flagged;
+    k->mean_weights = mean_weights;
     k->sum_at_least = sum_at_least;
     k->nearest = nearest;
 }

@@ -52,6 +52,30 @@ static void keep_clusters(const float *mass, const float *error, size_t n, float
     }
 }
 
+static size_t list_flagged(const uint8_t *flags, size_t n, uint8_t mask, uint8_t value, uint16_t *out)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++) {
+        out[count] = (uint16_t)i;
+        count += (flags[i] & mask) == value;
+    }
+    return count;
+}
+
+static void mean_weights(const float *mass, const uint16_t *index, size_t n, const float *unit, const float *part,
+                         float *weight, float sums[2])
+{
+    float all[4] = {0}, some[4] = {0};
+    for (size_t i = 0; i < n; i++) {
+        const float m = mass[index[i]];
+        all[i % 4] += m;
+        some[i % 4] += m * part[i];
+        weight[i] = m * unit[i];
+    }
+    sums[0] += (all[0] + all[2]) + (all[1] + all[3]);
+    sums[1] += (some[0] + some[2]) + (some[1] + some[3]);
+}
+
 static float sum_at_least(const float *rank, const float *value, size_t n, float threshold)
 {
     float part[4] = {0};
@@ -81,6 +105,8 @@ void dp_scalar_init_select(dp_kernels *k)
     k->cluster_mass = cluster_mass;
     k->keep_clusters = keep_clusters;
     dp_init_rank(k);
+    k->list_flagged = list_flagged;
+    k->mean_weights = mean_weights;
     k->sum_at_least = sum_at_least;
     k->nearest = nearest;
     k->nearest_in_bytes = NULL;

@@ -200,34 +200,19 @@ static void list_moving(const dp_step *step, const dp_head_step *h, uint32_t num
 }
 
 /* Weights of n estimated clusters of a segment; their masses are added to the partial's and, as far as they move, to
- * spread_mass [rows]. Four sums each, as one would wait for itself. */
+ * spread_mass [rows]. */
 static void weigh_means(const dp_step *step, const dp_head_step *h, uint32_t number, const uint16_t *clusters, size_t n,
                         float *partial, float *spread_mass, gather_scratch *scratch)
 {
-    enum { SUMS = 4 };
     const float *const mean_step = h->head->segments[number].mean_step;
     for (size_t i = 0; i < n; i++) scratch->units[i] = mean_step[clusters[i]];
     for (size_t r = 0; r < step->rows; r++) {
-        const float *const mass = h->mass + r * h->n_positions + h->estimates[number].position;
-        float *const weights = scratch->weights + r * BATCH_ROWS;
-        float sum[SUMS] = {0}, spread[SUMS] = {0};
+        float sums[2] = {0};
         list_moving(step, h, number, clusters, n, r, scratch->moving);
-        size_t i = 0;
-        for (; i + SUMS <= n; i += SUMS)
-            for (size_t j = 0; j < SUMS; j++) {
-                const float m = mass[clusters[i + j]];
-                sum[j] += m;
-                spread[j] += m * scratch->moving[i + j];
-                weights[i + j] = m * scratch->units[i + j];
-            }
-        for (; i < n; i++) {
-            const float m = mass[clusters[i]];
-            sum[0] += m;
-            spread[0] += m * scratch->moving[i];
-            weights[i] = m * scratch->units[i];
-        }
-        partial[2 * r + 1] += sum[0] + sum[1] + (sum[2] + sum[3]);
-        spread_mass[r] += spread[0] + spread[1] + (spread[2] + spread[3]);
+        step->kernels->mean_weights(h->mass + r * h->n_positions + h->estimates[number].position, clusters, n, scratch->units,
+                                    scratch->moving, scratch->weights + r * BATCH_ROWS, sums);
+        partial[2 * r + 1] += sums[0];
+        spread_mass[r] += sums[1];
     }
 }
 

@@ -179,27 +179,34 @@ static bool add_refined(const dp_row_format *f, dp_head_step *h, const dp_segmen
     return flags & SELECT_ESTIMATE && read < size;
 }
 
+/* Lists what is read of a segment's clusters that are refined (bits: SELECT_REFINE) or only scanned (SELECT_SCAN), and at
+ * `estimated`, which has room for the segment's clusters, those of them that are estimated as well; returns how many. */
+static size_t add_read(const dp_step *step, dp_head_step *h, const dp_segment *segment, const uint8_t *flags,
+                       const uint8_t *wanted, uint8_t bits, uint16_t *estimated)
+{
+    const size_t n = step->kernels->list_flagged(flags, segment->n_clusters, bits | SELECT_REFINE, bits, estimated);
+    size_t n_estimated = 0;
+    for (size_t i = 0; i < n; i++) {
+        const uint16_t c = estimated[i];
+        if (add_refined(&step->sequence->format, h, segment, c, flags[c], wanted + segment->offset[c]))
+            estimated[n_estimated++] = c;
+    }
+    return n_estimated;
+}
+
 void dp_pieces_selected(const dp_step *step, dp_head_step *h)
 {
     const dp_row_format *const f = &step->sequence->format;
     const size_t first = h->n_pieces;
-    size_t position = 0, token = 0; /* of the segment */
-    uint16_t *const estimated = h->estimated;
-    uint32_t n_estimated = 0; /* in a register: there are many */
+    size_t position = 0, token = 0, n = 0; /* of the segment; estimated clusters */
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const dp_segment *const segment = &h->head->segments[s];
         const uint8_t *const flags = h->flags + position, *const wanted = h->wanted + token;
-        h->estimates[s] = (dp_estimates){.first = n_estimated, .position = (uint32_t)position};
-        for (uint32_t c = 0, n; c < segment->n_clusters; c += n) {
-            n = c + 8 <= segment->n_clusters && !dp_flags_of_8(flags + c, SELECT_READ) ? 8 : 1;
-            for (uint32_t i = c; i < c + n; i++) {
-                bool counts = flags[i] & SELECT_ESTIMATE;
-                if (n == 1 && flags[i] & SELECT_READ)
-                    counts = add_refined(f, h, segment, i, flags[i], wanted + segment->offset[i]);
-                estimated[n_estimated] = (uint16_t)i;
-                n_estimated += counts;
-            }
-        }
+        h->estimates[s] = (dp_estimates){.first = (uint32_t)n, .position = (uint32_t)position};
+        n += step->kernels->list_flagged(flags, segment->n_clusters, SELECT_ESTIMATE | SELECT_READ, SELECT_ESTIMATE,
+                                         h->estimated + n);
+        n += add_read(step, h, segment, flags, wanted, SELECT_REFINE, h->estimated + n);
+        n += add_read(step, h, segment, flags, wanted, SELECT_SCAN, h->estimated + n);
         if (dp_segment_stale(segment)) continue;
         token += segment->n_tokens;
         position += (size_t)segment->n_panels * DP_PANEL;
@@ -213,8 +220,8 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
     for (size_t i = 0; i < h->n_scanned; i++)
         h->counts.bytes_codes += h->scanned[i].sign_groups * dp_sign_bytes(f) +
                                  h->scanned[i].code_groups * dp_code_bytes(f) + h->scanned[i].keys * f->key_bytes;
-    h->n_estimated = n_estimated;
-    h->estimates[h->head->n_segments] = (dp_estimates){.first = n_estimated, .position = (uint32_t)position};
+    h->n_estimated = n;
+    h->estimates[h->head->n_segments] = (dp_estimates){.first = (uint32_t)n, .position = (uint32_t)position};
     cut_items(step, h, first);
     cut_estimated(h);
     h->counts.clusters_estimated = h->n_estimated;

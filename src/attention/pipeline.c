@@ -97,7 +97,7 @@ void dp_pipeline_carve_head(const dp_step *step, dp_head_step *h, dp_scratch *sc
     h->mean_logit = dp_scratch_take(scratch, head->n_segments * rows * sizeof *h->mean_logit);
     h->scanned = dp_scratch_take(scratch, (scannable ? h->n_positions : 0) * sizeof *h->scanned);
     h->wanted = dp_scratch_take(scratch, scannable);
-    h->estimated = dp_scratch_take(scratch, h->n_positions * sizeof *h->estimated);
+    h->estimated = dp_scratch_take(scratch, (h->n_positions + DP_LIST_SLACK) * sizeof *h->estimated);
     h->estimates = dp_scratch_take(scratch, (head->n_segments + (size_t)1) * sizeof *h->estimates);
     h->items_capacity = dp_items_capacity(step, head);
     h->items = dp_scratch_take(scratch, h->items_capacity * sizeof *h->items);

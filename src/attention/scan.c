@@ -142,21 +142,17 @@ static void mark_reached(const dp_step *step, dp_head_step *h)
 }
 
 /* The clusters that selection wants looked at, and that are not read anyway. */
-static void list_looked(dp_head_step *h)
+static void list_looked(const dp_step *step, dp_head_step *h)
 {
     const uint8_t asked = SELECT_LOOK | SELECT_REACHED;
     h->n_scanned = 0;
     size_t position = 0, token = 0;
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const dp_segment *const segment = &h->head->segments[s];
-        const uint8_t *const flags = h->flags + position;
-        for (uint32_t c = 0; c < segment->n_clusters; c++) {
-            /* a byte with both, shifted to the same place */
-            if (c % 8 == 0 && !(dp_flags_of_8(flags + c, SELECT_LOOK) & dp_flags_of_8(flags + c, SELECT_REACHED) >> 2)) {
-                c += 7;
-                continue;
-            }
-            if ((flags[c] & (asked | SELECT_REFINE)) != asked) continue;
+        const size_t n = step->kernels->list_flagged(h->flags + position, segment->n_clusters, asked | SELECT_REFINE, asked,
+                                                     h->estimated);
+        for (size_t i = 0; i < n; i++) {
+            const uint32_t c = h->estimated[i];
             h->scanned[h->n_scanned++] = (dp_cluster_ref){.segment = s,
                                                           .cluster = c,
                                                           .position = (uint32_t)position + c,
@@ -179,7 +175,7 @@ void dp_scan_plan(const dp_step *step, dp_head_step *h)
         h->deviation[r] = sqrtf(h->variance[r]);
     }
     mark_reached(step, h);
-    list_looked(h);
+    list_looked(step, h);
     for (size_t r = 0; h->n_scanned && r < step->rows; r++) {
         round_query(step, h, r);
         tabulate_query(step, h, r);

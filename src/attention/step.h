@@ -88,7 +88,7 @@ typedef struct dp_head_step {
     dp_cluster_ref *scanned;          /* clusters to be looked at */
     size_t n_scanned;
     uint8_t *wanted;         /* [clustered tokens] by first_token: 1 where a token of a scanned cluster is to be read */
-    uint16_t *estimated;     /* clusters that contribute by their mean value: their numbers in */
+    uint16_t *estimated;     /* clusters that contribute by their mean value: their numbers in (before, those to be scanned) */
     dp_estimates *estimates; /* [n_segments + 1] the segments */
     size_t n_estimated;
     dp_item *items;
@@ -109,14 +109,6 @@ enum {
     SELECT_REACHED = 16,
     SELECT_READ = SELECT_REFINE | SELECT_SCAN
 };
-
-/* The flags of eight clusters, these ones: most clusters are passed over so. */
-static inline uint64_t dp_flags_of_8(const uint8_t *flags, uint8_t bits)
-{
-    uint64_t eight;
-    memcpy(&eight, flags, sizeof eight);
-    return eight & 0x0101010101010101u * bits;
-}
 
 /* The first of the marks from number i on that is not 0, or n: few are. */
 static inline size_t dp_next_mark(const uint8_t *marks, size_t i, size_t n)

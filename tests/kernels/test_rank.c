@@ -1,7 +1,9 @@
 /* Which clusters are worth looking at.
  * rank_clusters: rank within 4 ulp, joint exact
  * mark_ranked:   exact
- * mark_in_reach: exact, but where the two sides are within 2^-20 of each other */
+ * mark_in_reach: exact, but where the two sides are within 2^-20 of each other
+ * list_flagged:  exact
+ * mean_weights:  weights exact, |error| of the sums <= (n + 4) 2^-24 of those of magnitudes */
 #include "harness.h"
 #include "oracle.h"
 
@@ -138,11 +140,81 @@ START_TEST(mark_in_reach_of_every_length)
 }
 END_TEST
 
+START_TEST(list_flagged_of_every_length)
+{
+    start_random();
+    uint8_t flags[LONGEST];
+    for (size_t n = 0; n < LONGEST; n = next_length(n)) {
+        fill_flags(flags, n);
+        uint8_t mask = (uint8_t)random_below(256), value = (uint8_t)random_below(256) & mask;
+        const size_t kind = random_below(4); /* none of them, all of them, few of them, whatever they are */
+        if (kind == 0) mask = 1, value = 3;
+        if (kind == 1) mask = value = 0;
+        if (kind == 2) mask = 24, value = 8;
+        describe("list_flagged of %zu flags, mask %d, value %d", n, mask, value);
+        uint16_t expected[LONGEST], *lists[2];
+        size_t count = 0;
+        for (size_t i = 0; i < n; i++)
+            if ((flags[i] & mask) == value) expected[count++] = (uint16_t)i;
+        for (size_t run = 0; run < 2; run++) {
+            const size_t shift = run ? random_shift(2) : 0;
+            lists[run] = place(NULL, (count + DP_LIST_SLACK) * sizeof *expected, shift);
+            const size_t got = kernels.list_flagged(place(flags, n, shift), n, mask, value, lists[run]);
+            if (got != count) report_failure("%zu are listed, not %zu", got, count);
+            expect_same("list", lists[run], expected, count * sizeof *expected);
+        }
+        release_buffers();
+    }
+}
+END_TEST
+
+START_TEST(mean_weights_of_every_length)
+{
+    start_random();
+    float mass[LONGEST], unit[LONGEST], part[LONGEST];
+    uint16_t index[LONGEST];
+    for (size_t n = 0; n < LONGEST; n = next_length(n)) {
+        const size_t all = n + random_below(LONGEST - n) + 1;
+        fill(mass, all, (contents)_i);
+        fill(unit, n, (contents)_i);
+        for (size_t i = 0; i < n; i++) {
+            index[i] = (uint16_t)random_below(i % 3 ? all : n);
+            part[i] = (float)random_below(2);
+        }
+        describe("mean_weights of %zu clusters, contents %d", n, _i);
+        float *weights[2], sums[2][2] = {{0.5f, -1}, {0.5f, -1}};
+        for (size_t run = 0; run < 2; run++) {
+            const size_t shift = run ? random_shift(2) : 0;
+            weights[run] = place(NULL, n * sizeof **weights, 2 * shift);
+            kernels.mean_weights(place(mass, all * sizeof *mass, 2 * shift), place(index, n * sizeof *index, shift), n,
+                                 place(unit, n * sizeof *unit, 2 * shift), place(part, n * sizeof *part, 2 * shift), weights[run],
+                                 sums[run]);
+        }
+        expect_same("weights", weights[0], weights[1], n * sizeof **weights);
+        expect_same("sums", sums[0], sums[1], sizeof *sums);
+        double sum[2] = {0.5, -1}, magnitude[2] = {0.5, 1};
+        for (size_t i = 0; i < n; i++) {
+            const float m = mass[index[i]], w = m * unit[i];
+            expect_near("weight", i, weights[0][i], (double)w, 0);
+            sum[0] += (double)m;
+            sum[1] += (double)(m * part[i]);
+            magnitude[0] += fabs((double)m);
+            magnitude[1] += fabs((double)(m * part[i]));
+        }
+        for (size_t j = 0; j < 2; j++)
+            expect_near("sum", j, sums[0][j], sum[j], ((double)n + 4) * 0x1p-24 * magnitude[j] + 0x1p-149);
+        release_buffers();
+    }
+}
+END_TEST
+
 TCase *rank_tests(void)
 {
     TCase *const tests = tcase_create("rank");
     tcase_add_loop_test(tests, rank_clusters_of_every_length, 0, CONTENTS_COUNT);
     tcase_add_loop_test(tests, mark_ranked_of_every_length, 0, CONTENTS_COUNT);
     tcase_add_loop_test(tests, mark_in_reach_of_every_length, 0, CONTENTS_COUNT);
+    tcase_add_test(tests, list_flagged_of_every_length);
+    tcase_add_loop_test(tests, mean_weights_of_every_length, 0, CONTENTS_COUNT);
     return tests;
 }
