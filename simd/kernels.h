@@ -20,7 +20,7 @@ enum {
     DP_CODE_GROUP = 4, /* tokens whose keys in few bits lie together */
     DP_SIGN_GROUP = 16, /* tokens whose keys' signs lie together */
     DP_SIGN_MOST = 31,  /* largest entry of signs_exceed's tables: eight of them fit a byte */
-    DP_MAX_DIM = 512, /* largest d of key_logits, code_logits and signs_exceed */
+    DP_MAX_DIM = 512, /* largest d of key_logits, weighted_values, code_logits and signs_exceed */
     DP_WORST_ERROR = 100000, /* see cluster_mass */
     DP_LIST_SLACK = 16, /* see list_flagged */
 };
@@ -73,8 +73,8 @@ typedef void (*dp_weighted_means_fn)(const float *w, size_t w_stride, size_t hea
 typedef void (*dp_key_logits_fn)(const float *q, size_t heads, size_t d, const dp_row *rows, size_t n,
                                  size_t ahead, float scale, float *out, size_t out_stride);
 
-/* acc[h * d + j] += sum_i w[h * w_stride + i] * row(i)[j], h < heads, j < d; rows and ahead as in key_logits;
- * d: a multiple of 8. */
+/* acc[h * d + j] += sum_i w[h * w_stride + i] * row(i)[j], h < heads, j < d; rows, ahead and d as in
+ * key_logits. */
 typedef void (*dp_weighted_values_fn)(const float *w, size_t w_stride, size_t heads, const dp_row *rows, size_t n,
                                       size_t ahead, size_t d, float *acc);
 

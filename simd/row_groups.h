@@ -14,7 +14,8 @@
 enum {
     GROUP = 4,
     GROUP_MOST = 8, /* on any ISA */
-    TILE_ROWS = 8,  /* most rows of a tile of logits */
+    TILE_ROWS = 8,  /* most rows of a tile of logits, */
+    VALUE_ROWS = 4, /* and rows of one of values, in all groups: each fetches for some of the tiles */
     TILE_PAIRS = 16 /* most (row, head) pairs of a tile */
 };
 
@@ -92,16 +93,30 @@ typedef void value_tile_fn(const float *w, size_t w_stride, size_t d, size_t pad
 /* The sums are in the cache, not in registers, which have room for a part of the columns only: with a part of each row at a
  * time the hardware's prefetcher sees no order in what it is asked for, unless these rows begin with a page (bf16, d 128,
  * four heads, one thread: 14.5 GB/s then, and 9 to 11 elsewhere). */
-DP_INLINE void values_in_tiles(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
-                               size_t padded, float *acc, size_t heads, size_t tile_rows, value_tile_fn *tile, dp_type type)
+DP_INLINE void add_tiles(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d, size_t padded,
+                         float *acc, size_t heads, value_tile_fn *tile, dp_type type)
 {
     size_t i = 0, others = ahead.group;
-    for (; i + tile_rows <= n; i += tile_rows) {
-        const int fetches = is_turn(&others, ahead) && i + ahead.distance + tile_rows <= ahead.last;
+    for (; i + VALUE_ROWS <= n; i += VALUE_ROWS) {
+        const int fetches = is_turn(&others, ahead) && i + ahead.distance + VALUE_ROWS <= ahead.last;
         const dp_row *const row = rows + i, *const next = fetches ? row + ahead.distance : row;
-        tile(w + i, w_stride, d, padded, row, next, acc, heads, tile_rows, type);
+        tile(w + i, w_stride, d, padded, row, next, acc, heads, VALUE_ROWS, type);
     }
     for (; i < n; i++) tile(w + i, w_stride, d, padded, rows + i, rows + i, acc, heads, 1, type);
+}
+
+/* acc[h * d + j] += sums[h * padded + j], from the order of the ISA's blocks to that of the columns. */
+typedef void add_sums_fn(float *acc, size_t d, const float *sums, size_t padded, size_t heads, dp_type type);
+
+/* acc[h * d + j] += the sums over all rows, in blocks of `block` columns. */
+DP_INLINE void values_in_tiles(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
+                               float *acc, size_t heads, size_t block, value_tile_fn *tile, add_sums_fn *add, dp_type type)
+{
+    const size_t padded = (d + block - 1) / block * block;
+    _Alignas(64) float sums[GROUP_MOST * DP_MAX_DIM];
+    memset(sums, 0, heads * padded * sizeof *sums);
+    add_tiles(w, w_stride, rows, n, ahead, d, padded, sums, heads, tile, type);
+    add(acc, d, sums, padded, heads, type);
 }
 
 /* Each number of heads and each type is a function of its own: inlined into one, they would compete for registers. */

@@ -422,7 +422,8 @@ typedef enum dp_refine {
  *                       more than l = 0.3 epsilon^2 of the mass for some query head of the group: not at all where that
  *                       takes more than 3.25 deviations of the cluster's logits and exp(m_i) is at most 3 l T; else by the
  *                       signs of k - c_i, or where it takes less than 2.5 deviations or exp(m_i) is more, by all four bits;
- *                       then of those that may have it by their signs by all four bits. Rows of those that have it are read;
+ *                       then those that may have it by their signs, by k or, where that is less to read, all of the
+ *                       cluster by all four bits. Rows of those that have it are read;
  *                       the other tokens contribute their estimated mass * v_i. Without key_codes all rows are read
  *     DP_REFINE_TOP_P:  the smallest set with E + mass >= p2 * T
  *   the others of the set contribute exp(m_i) * v_i; clusters outside it are dropped.

@@ -66,7 +66,7 @@ DP_INLINE void group_logits(const float *q, size_t d, const dp_row *rows, size_t
     logits_in_tiles(arranged, d, rows, n, ahead, scale, out, out_stride, heads, tile_rows, logit_tile, type);
 }
 
-/* The sums of block j. */
+/* Sums of block j. */
 DP_INLINE void value_block(const float *w, size_t w_stride, size_t padded, const dp_row row[], const dp_row next[], size_t j,
                            int half, float *acc, size_t heads, size_t n_rows, dp_type type)
 {
@@ -101,14 +101,8 @@ DP_INLINE void value_tile(const float *w, size_t w_stride, size_t d, size_t padd
     if (j < d) value_block(w, w_stride, padded, row, next, j, 1, acc, heads, n_rows, type);
 }
 
-/* Sums for `heads` (a constant) heads. */
-DP_INLINE void group_values(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
-                            float *acc, size_t heads, dp_type type)
+DP_INLINE void add_sums(float *acc, size_t d, const float *sums, size_t padded, size_t heads, dp_type type)
 {
-    const size_t padded = (d + DP_BLOCK - 1) / DP_BLOCK * DP_BLOCK;
-    _Alignas(32) float sums[GROUP * DP_MAX_DIM];
-    memset(sums, 0, heads * padded * sizeof *sums);
-    values_in_tiles(w, w_stride, rows, n, ahead, d, padded, sums, heads, heads <= 2 ? 8 : 4, value_tile, type);
     for (size_t h = 0; h < heads; h++)
         for (size_t j = 0; j < d; j += DP_BLOCK) {
             const float *const sum = sums + h * padded + j;
@@ -117,6 +111,13 @@ DP_INLINE void group_values(const float *w, size_t w_stride, const dp_row *rows,
             _mm256_storeu_ps(target, _mm256_add_ps(_mm256_loadu_ps(target), x.first));
             if (j + DP_BLOCK <= d) _mm256_storeu_ps(target + 8, _mm256_add_ps(_mm256_loadu_ps(target + 8), x.second));
         }
+}
+
+/* Sums for `heads` (a constant) heads. */
+DP_INLINE void group_values(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
+                            float *acc, size_t heads, dp_type type)
+{
+    values_in_tiles(w, w_stride, rows, n, ahead, d, acc, heads, DP_BLOCK, value_tile, add_sums, type);
 }
 
 DP_ROWS(f32, DP_F32, 4)

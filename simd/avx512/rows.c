@@ -108,14 +108,8 @@ DP_INLINE void value_tile(const float *w, size_t w_stride, size_t d, size_t padd
     if (j < d) value_block(w, w_stride, padded, row, next, j, dp_mask32(d - j), acc, heads, n_rows, type);
 }
 
-/* Sums for `heads` (a constant) heads. */
-DP_INLINE void group_values(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
-                            float *acc, size_t heads, dp_type type)
+DP_INLINE void add_sums(float *acc, size_t d, const float *sums, size_t padded, size_t heads, dp_type type)
 {
-    const size_t padded = (d + DP_BLOCK - 1) / DP_BLOCK * DP_BLOCK;
-    _Alignas(64) float sums[GROUP_MOST * DP_MAX_DIM];
-    memset(sums, 0, heads * padded * sizeof *sums);
-    values_in_tiles(w, w_stride, rows, n, ahead, d, padded, sums, heads, heads <= 2 ? 8 : 4, value_tile, type);
     for (size_t h = 0; h < heads; h++)
         for (size_t j = 0; j < d; j += DP_BLOCK) {
             const __mmask32 mask = dp_mask32(d - j);
@@ -126,6 +120,13 @@ DP_INLINE void group_values(const float *w, size_t w_stride, const dp_row *rows,
             _mm512_mask_storeu_ps(target, low, _mm512_add_ps(_mm512_maskz_loadu_ps(low, target), x.first));
             _mm512_mask_storeu_ps(target + 16, high, _mm512_add_ps(_mm512_maskz_loadu_ps(high, target + 16), x.second));
         }
+}
+
+/* Sums for `heads` (a constant) heads. */
+DP_INLINE void group_values(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
+                            float *acc, size_t heads, dp_type type)
+{
+    values_in_tiles(w, w_stride, rows, n, ahead, d, acc, heads, DP_BLOCK, value_tile, add_sums, type);
 }
 
 DP_GROUPS(f32, DP_F32, 8)

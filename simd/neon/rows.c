@@ -75,11 +75,11 @@ DP_INLINE void value_tile(const float *w, size_t w_stride, size_t d, size_t padd
     }
 }
 
-/* Sums for `heads` (a constant) heads. */
+/* Sums for `heads` (a constant) heads, in their place: columns are in their own order. */
 DP_INLINE void group_values(const float *w, size_t w_stride, const dp_row *rows, size_t n, share ahead, size_t d,
                             float *acc, size_t heads, dp_type type)
 {
-    values_in_tiles(w, w_stride, rows, n, ahead, d, d, acc, heads, TILE_ROWS, value_tile, type);
+    add_tiles(w, w_stride, rows, n, ahead, d, d, acc, heads, value_tile, type);
 }
 
 DP_ROWS(f32, DP_F32, 4)

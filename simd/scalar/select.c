@@ -4,6 +4,7 @@
 #include "../rank.h"
 
 #include <math.h>
+#include <string.h>
 
 /* min(x, bound) that lets a NaN through. */
 static inline float capped(float x, float bound)
@@ -52,12 +53,26 @@ static void keep_clusters(const float *mass, const float *error, size_t n, float
     }
 }
 
+/* Whether (flags[i] & mask) == value for any of eight. */
+static int any_of_8(const uint8_t *flags, uint8_t mask, uint8_t value)
+{
+    const uint64_t ones = 0x0101010101010101u;
+    uint64_t eight;
+    memcpy(&eight, flags, sizeof eight);
+    const uint64_t difference = (eight & ones * mask) ^ ones * value;
+    return ((difference - ones) & ~difference & ones << 7) != 0; /* a byte of it is 0 */
+}
+
 static size_t list_flagged(const uint8_t *flags, size_t n, uint8_t mask, uint8_t value, uint16_t *out)
 {
     size_t count = 0;
-    for (size_t i = 0; i < n; i++) {
-        out[count] = (uint16_t)i;
-        count += (flags[i] & mask) == value;
+    for (size_t i = 0; i < n;) {
+        const size_t end = n - i < 8 ? n : i + 8;
+        if (end - i == 8 && !any_of_8(flags + i, mask, value)) i = end; /* as it mostly is */
+        for (; i < end; i++) {
+            out[count] = (uint16_t)i;
+            count += (flags[i] & mask) == value;
+        }
     }
     return count;
 }

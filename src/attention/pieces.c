@@ -1,6 +1,4 @@
 /* Work lists: runs of rows (pieces) and the items they are cut into. */
-#include <string.h>
-
 #include "attention/step.h"
 
 static size_t ceil_div(size_t a, size_t b)
@@ -180,7 +178,7 @@ static bool add_refined(const dp_row_format *f, dp_head_step *h, const dp_segmen
 }
 
 /* Lists what is read of a segment's clusters that are refined (bits: SELECT_REFINE) or only scanned (SELECT_SCAN), and at
- * `estimated`, which has room for the segment's clusters, those of them that are estimated as well; returns how many. */
+ * `estimated`, which has room for the segment's clusters, those of which something is left to be estimated; returns how many. */
 static size_t add_read(const dp_step *step, dp_head_step *h, const dp_segment *segment, const uint8_t *flags,
                        const uint8_t *wanted, uint8_t bits, uint16_t *estimated)
 {

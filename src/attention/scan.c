@@ -1,7 +1,7 @@
 /* Which tokens of a cluster are worth their rows. Of a cluster that a query looks for usually one or two tokens have all of
- * the mass. Signs, a thirtieth of the rows, tell which may; of these codes, an eighth of the rows, tell which do. */
+ * the mass. Signs, a thirtieth of the rows, tell which may, and their keys, which do; codes, an eighth of the rows, tell it of
+ * clusters with many such tokens. */
 #include <math.h>
-#include <string.h>
 
 #include "attention/lines.h"
 #include "attention/step.h"
@@ -284,9 +284,9 @@ static size_t mark_suspects(const dp_step *step, const dp_head_step *h, dp_clust
     return n;
 }
 
-/* Tokens that the signs do not acquit. One in twenty is read in the end; their keys themselves tell which: a key has as many
- * bytes as the codes of the four tokens that lie together, and many keys are one call (128K tokens: with a call for each
- * group of codes a step takes 1.04 times as long). */
+/* Tokens that the signs do not acquit. One in twenty is read in the end; their keys themselves tell which: in 16 bits a key has
+ * as many bytes as the codes of the four tokens that lie together, and many keys are one call (128K tokens: with a call for
+ * each group of codes a step takes 1.04 times as long). */
 typedef struct suspects {
     size_t n;
     dp_row key[BATCH_TOKENS];

@@ -125,7 +125,8 @@ static bool select_row(const dp_step *step, dp_head_step *h, size_t row)
     return true;
 }
 
-/* What a token costs that is looked at, in rows: a look at the signs leads to the codes one time in four. */
+/* What a token costs that is looked at, in rows: a look at the signs leads to the codes, or to a part of the keys that is about as
+ * long, one time in four. */
 static float look_cost(const dp_row_format *f)
 {
     const float signs = (float)dp_sign_bytes(f) / DP_SIGN_GROUP, codes = (float)dp_code_bytes(f) / DP_CODE_GROUP;

@@ -25,7 +25,7 @@ typedef struct dp_cluster_ref {
     uint32_t segment, cluster;
     uint32_t position;    /* of the cluster in the head's arrays */
     uint32_t first_token; /* of the cluster, counted over the head's clustered tokens in cluster order */
-    uint32_t sign_groups, code_groups, keys; /* that the scan has read; no signs: all of its tokens are suspect */
+    uint32_t sign_groups, code_groups, keys; /* that the scan has read; no keys: all of its tokens by their codes */
 } dp_cluster_ref;
 
 /* A unit of work of about even bytes: a range of a head's pieces, or of its estimated clusters. Its result goes to
@@ -88,7 +88,7 @@ typedef struct dp_head_step {
     dp_cluster_ref *scanned;          /* clusters to be looked at */
     size_t n_scanned;
     uint8_t *wanted;         /* [clustered tokens] by first_token: 1 where a token of a scanned cluster is to be read */
-    uint16_t *estimated;     /* clusters that contribute by their mean value: their numbers in (before, those to be scanned) */
+    uint16_t *estimated;     /* clusters that contribute by their mean value: their numbers in (before selection is over, work memory) */
     dp_estimates *estimates; /* [n_segments + 1] the segments */
     size_t n_estimated;
     dp_item *items;

@@ -207,14 +207,14 @@ static void check_scan(void *user, const dp_step *step)
             }
             if (wanted) ck_assert_double_gt(most, exp(-off));
             const bool missed = most > exp(off) && !wanted;
-            ck_assert(!missed || ref->sign_groups);
+            ck_assert(!missed || ref->keys);
             ck_assert_double_lt(off, 3);
             counts->wanted += wanted;
             counts->left += !wanted;
             counts->missed += missed;
             counts->by_signs += wanted && ref->sign_groups;
         }
-        for (size_t r = 0; r < 2 && !ref->sign_groups; r++)
+        for (size_t r = 0; r < 2 && !ref->keys; r++)
             ck_assert_double_le(fabs(h->mass[r * h->n_positions + ref->position] - left[r]), bound[r] + 1e-6);
     }
 }

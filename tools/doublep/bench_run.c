@@ -309,9 +309,9 @@ static void settle_method(const bench_state *s, size_t method, size_t n, bench_m
         f->rel_error = own->error_sum / (double)n;
         f->rel_error_max = own->error_max;
     }
-    /* A refined cluster is one run, but where its codes were read: then every token is two (keys, values), like the sink and
-     * the window of a head. */
-    const double runs = (f->bytes_codes > 0 ? 2 * f->tokens_refined : f->clusters_refined) + 4 * s->settings->shape.n_kv_heads;
+    /* Keys and values are a run each: of a refined cluster, but where its codes were read: then of every token; and of the
+     * sink and the window of a head. */
+    const double runs = 2 * (f->bytes_codes > 0 ? f->tokens_refined : f->clusters_refined) + 4 * s->settings->shape.n_kv_heads;
     f->run_bytes = f->bytes_rows / runs;
     f->limit_ms = limit_ms(s, f);
 }
