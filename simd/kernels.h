@@ -73,8 +73,7 @@ typedef void (*dp_weighted_means_fn)(const float *w, size_t w_stride, size_t hea
 typedef void (*dp_key_logits_fn)(const float *q, size_t heads, size_t d, const dp_row *rows, size_t n,
                                  size_t ahead, float scale, float *out, size_t out_stride);
 
-/* acc[h * d + j] += sum_i w[h * w_stride + i] * row(i)[j], h < heads, j < d; rows, ahead and d as in
- * key_logits. */
+/* acc[h * d + j] += sum_i w[h * w_stride + i] * row(i)[j], h < heads, j < d; rows, ahead and d as in key_logits. */
 typedef void (*dp_weighted_values_fn)(const float *w, size_t w_stride, size_t heads, const dp_row *rows, size_t n,
                                       size_t ahead, size_t d, float *acc);
 

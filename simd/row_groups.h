@@ -58,6 +58,14 @@ DP_INLINE share start_share(size_t n, size_t ahead, size_t d, dp_type type, size
     return (share){.distance = groups > 1 || near > n ? n : near, .last = n + ahead, .groups = groups};
 }
 
+/* What a group fetches while it works on n rows from number i on; where nothing is to be fetched, those rows themselves: no
+ * harm, and no branch. *others as in is_turn(). */
+DP_INLINE const dp_row *rows_ahead(const dp_row *rows, size_t i, size_t n, size_t *others, share ahead)
+{
+    const int fetches = is_turn(others, ahead) && i + ahead.distance + n <= ahead.last;
+    return rows + i + (fetches ? ahead.distance : 0);
+}
+
 /* out[h * n_rows + r] = scale * q[h] . row[r], with next[r] fetched; heads and n_rows are constants. */
 typedef void logit_tile_fn(const float *q, size_t d, const dp_row row[], const dp_row next[], float scale,
                            float out[TILE_PAIRS], size_t heads, size_t n_rows, dp_type type);
@@ -69,10 +77,7 @@ DP_INLINE void logits_in_tiles(const float *q, size_t d, const dp_row *rows, siz
     _Alignas(64) float logits[TILE_PAIRS];
     size_t i = 0, others = ahead.group;
     for (; i + tile_rows <= n; i += tile_rows) {
-        /* Where nothing is to be fetched the row itself: no harm, and no branch. */
-        const int fetches = is_turn(&others, ahead) && i + ahead.distance + tile_rows <= ahead.last;
-        const dp_row *const row = rows + i, *const next = fetches ? row + ahead.distance : row;
-        tile(q, d, row, next, scale, logits, heads, tile_rows, type);
+        tile(q, d, rows + i, rows_ahead(rows, i, tile_rows, &others, ahead), scale, logits, heads, tile_rows, type);
         DP_UNROLL
         for (size_t h = 0; h < heads; h++)
             memcpy(out + h * out_stride + i, logits + h * tile_rows, tile_rows * sizeof *logits);
@@ -97,11 +102,9 @@ DP_INLINE void add_tiles(const float *w, size_t w_stride, const dp_row *rows, si
                          float *acc, size_t heads, value_tile_fn *tile, dp_type type)
 {
     size_t i = 0, others = ahead.group;
-    for (; i + VALUE_ROWS <= n; i += VALUE_ROWS) {
-        const int fetches = is_turn(&others, ahead) && i + ahead.distance + VALUE_ROWS <= ahead.last;
-        const dp_row *const row = rows + i, *const next = fetches ? row + ahead.distance : row;
-        tile(w + i, w_stride, d, padded, row, next, acc, heads, VALUE_ROWS, type);
-    }
+    for (; i + VALUE_ROWS <= n; i += VALUE_ROWS)
+        tile(w + i, w_stride, d, padded, rows + i, rows_ahead(rows, i, VALUE_ROWS, &others, ahead), acc, heads, VALUE_ROWS,
+             type);
     for (; i < n; i++) tile(w + i, w_stride, d, padded, rows + i, rows + i, acc, heads, 1, type);
 }
 

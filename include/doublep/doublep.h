@@ -186,7 +186,7 @@ typedef struct dp_sequence_config {
                                        dp_borrow */
     uint32_t key_codes;             /* 1 (default): clustered keys are kept in one bit and in four bits, too (with 24 tokens a
                                        cluster some 0.7 * key_dim + 1 bytes a token), so that refining a cluster reads these
-                                       and the rows of the few tokens that matter; 0: refining reads all rows of the cluster */
+                                       and the rows of the few tokens that may matter; 0: refining reads all rows of the cluster */
     float cluster_growth;           /* a segment that begins at token t > 32768 has tokens_per_cluster * (t / 32768)^this
                                        tokens a cluster, rounded down, at most 256, and is as many times longer (at most
                                        65536 tokens), so that a step's work grows slower than the context; default 0.6, 0

@@ -275,9 +275,9 @@ static void work_on(member *m, dp_unit *u, task_range now)
     }
 }
 
-/* Work memory for a unit, that which the member had last if it can be: it is in the core's cache (0.2 MB a KV head of 128K tokens; with
- * memory of its own for each of 8 heads a step from cold caches took 1.05 to 1.12 times as long). No member leaves a unit that has
- * tasks, so there is a slot for each but for a moment; n_slots: none. */
+/* Work memory for a unit, that which the member had last if it can be: it is in the core's cache (0.2 MB a KV head of 128K
+ * tokens; with memory of its own for each of 8 heads a step from cold caches took 1.05 to 1.12 times as long). No member
+ * leaves a unit that has tasks, so there is a slot for each but for a moment; n_slots: none. */
 static size_t take_slot(const member *m)
 {
     const dp_pipeline *const p = m->pipeline;

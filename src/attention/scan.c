@@ -294,7 +294,8 @@ typedef struct suspects {
     uint32_t position[BATCH_TOKENS]; /* of their clusters */
 } suspects;
 
-/* Of these tokens those stay marked that are to be read, the others' mass is added to their clusters'. */
+/* Of these tokens those stay marked that are to be read, the others' mass is added to their clusters' (w->left has that of all
+ * clusters together, of no use here). */
 static void weigh_suspects(const dp_step *step, const dp_head_step *h, suspects *s, const scan_scratch *w)
 {
     const dp_kernels *const kernels = step->kernels;

@@ -88,7 +88,7 @@ typedef struct dp_head_step {
     dp_cluster_ref *scanned;          /* clusters to be looked at */
     size_t n_scanned;
     uint8_t *wanted;         /* [clustered tokens] by first_token: 1 where a token of a scanned cluster is to be read */
-    uint16_t *estimated;     /* clusters that contribute by their mean value: their numbers in (before selection is over, work memory) */
+    uint16_t *estimated;     /* clusters that contribute by their mean value (work memory before): their numbers in */
     dp_estimates *estimates; /* [n_segments + 1] the segments */
     size_t n_estimated;
     dp_item *items;

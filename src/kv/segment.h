@@ -1,10 +1,10 @@
 /* A segment: a run of consecutive tokens of one KV head in cluster order, with its part of the index. Immutable once
  * built, so that sequences share it: each has this struct, all the same memory. All keys come first, then all values: dense
  * attention reads two streams, and a cluster is a run in each (with a cluster's values right after its keys a dense step of
- * 128K tokens takes 26.1 ms, not 23.2; where there are codes, what else is read is single tokens). Where the caller keeps the rows there are the
- * numbers of its tokens only; and after these rows changed the segment is stale, without index or clusters, until it is
- * built anew: its tokens are read in their order. Rows and index are stored in files as they are: who changes what they
- * hold, or how, changes DP_SNAPSHOT_VERSION. */
+ * 128K tokens takes 26.1 ms, not 23.2; where there are codes, what else is read is single tokens). Where the caller keeps
+ * the rows there are the numbers of its tokens only; and after these rows changed the segment is stale, without index or
+ * clusters, until it is built anew: its tokens are read in their order. Rows and index are stored in files as they are: who
+ * changes what they hold, or how, changes DP_SNAPSHOT_VERSION. */
 #ifndef DP_KV_SEGMENT_H
 #define DP_KV_SEGMENT_H
 

@@ -5,8 +5,8 @@
  * dp_snapshot_head [n_layers][n_kv_heads], dp_snapshot_segment for each of the heads' segments, and the CRC-32 of each
  * section. What follows from these (numbers of rows, first tokens) is not stored.
  * Sections: KV head by KV head, and for each layer by layer, the sink's keys and values, the tail's, and the queries;
- * then again, each segment's rows and index, byte for byte as in memory, each a piece of an arena. The segments of a KV head, of
- * all layers, begin at a multiple of DP_FILE_PAGE: they are mapped as one, and become an area of the head's arena.
+ * then again, each segment's rows and index, byte for byte as in memory, each a piece of an arena. The segments of a KV
+ * head, of all layers, begin at a multiple of DP_FILE_PAGE: they are mapped as one, and become an area of the head's arena.
  * CRC-32 is zlib's: it sees every burst of up to 32 wrong bits; the threads share the work, at 1 GB/s each; and zlib is on
  * every system. Faster sums would be one more library to depend on, for what a caller who trusts the file leaves out. */
 #ifndef DP_KV_SNAPSHOT_H

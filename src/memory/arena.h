@@ -36,8 +36,9 @@ dp_arena *dp_arena_join(dp_arena *arena);
 void dp_arena_leave(dp_arena *arena); /* NULL is allowed */
 bool dp_arena_has_others(const dp_arena *arena); /* users beside the caller */
 
-/* What pieces are aligned to: rows of 256 bytes, from the first on, lie within pages of 4 KiB. A row on two of them confuses the hardware's
- * prefetcher (keys, bf16, d 128, two threads: 29 GB/s, and 27 with rows that begin 64 or 128 bytes off). */
+/* What pieces are aligned to: rows of 256 bytes, from the first on, lie within pages of 4 KiB. A row on two of them
+ * confuses the hardware's prefetcher (keys, bf16, d 128, two threads: 29 GB/s, and 27 with rows that begin 64 or 128 bytes
+ * off). */
 enum { DP_ARENA_ALIGN = 256 };
 
 /* What a piece of so many bytes takes. */

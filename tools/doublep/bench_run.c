@@ -159,9 +159,10 @@ static void add_stats(samples *own, size_t at, const dp_attention_stats *stats)
     sums->tokens_exact += (double)stats->tokens_exact;
 }
 
-/* All methods on one layer, the token in place; `at` is the sample's number. Each attends once more before the caches are flushed:
- * hypervisors that watch which pages a guest uses take 160 us to give one back that was not used for a second, which at a
- * model's pace are few, here, where other memory is read for seconds between two steps of a layer, half of them. */
+/* All methods on one layer, the token in place; `at` is the sample's number. Each attends once more before the caches are
+ * flushed: where the kernel of a virtual machine marks pages now and then, to see which are in use (Linux: DAMON), the next
+ * access to each can take 160 us. At a model's pace these are few, here, where other memory is read for seconds between two
+ * steps of a layer, half of them. */
 static bool time_methods(bench_state *s, uint32_t layer, size_t at)
 {
     const size_t n_methods = s->settings->methods.count;
