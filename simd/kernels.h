@@ -215,6 +215,11 @@ typedef void (*dp_mean_weights_fn)(const float *mass, const uint16_t *index, siz
 /* Sum of value[i] over all i with !(rank[i] < threshold): a NaN rank counts. */
 typedef float (*dp_sum_at_least_fn)(const float *rank, const float *value, size_t n, float threshold);
 
+/* Those i < n that sum_at_least counts: out_rank[] = rank[i], out_value[] = value[i], in order; returns how many. The arrays of n
+ * may be the same, and what is beyond the count may be overwritten. value, then out_value too, may be NULL. */
+typedef size_t (*dp_list_at_least_fn)(const float *rank, const float *value, size_t n, float threshold, float *out_rank,
+                                      float *out_value);
+
 /* Index of the largest dot[i] - half_norm[i]; the lowest such index; NaN differences lose; 0 when all are NaN or -Inf.
  * Nearest centroid by squared distance: half_norm = |c|^2 / 2. *best receives the largest difference (-Inf if none). */
 typedef size_t (*dp_nearest_fn)(const float *dot, const float *half_norm, size_t n, float *best);
@@ -267,6 +272,7 @@ typedef struct dp_kernels {
     dp_list_flagged_fn list_flagged;
     dp_mean_weights_fn mean_weights;
     dp_sum_at_least_fn sum_at_least;
+    dp_list_at_least_fn list_at_least;
     dp_nearest_fn nearest;
     dp_nearest_in_bytes_fn nearest_in_bytes;
     dp_axpy_fn axpy;

@@ -129,6 +129,7 @@ CASE(mean_weights)
     k->mean_weights(o->x, o->indices, VALUES / 4, o->spread, o->spread, o->y, sums);
 }
 CASE(sum_at_least) { o->sink = k->sum_at_least(o->x, o->spread, VALUES, 0.5f); }
+CASE(list_at_least) { o->sink = (float)k->list_at_least(o->x, NULL, VALUES, 0.5f, o->out, NULL); }
 CASE(nearest)
 {
     float best;
@@ -175,6 +176,7 @@ static const bench_case cases[] = {
     STREAM(list_flagged, 1),
     {"mean_weights", run_mean_weights, VALUES / 4 * 18.0, 0},
     STREAM(sum_at_least, 8),
+    STREAM(list_at_least, 4),
     STREAM(nearest, 8),
     STREAM(axpy, 12),
     STREAM(scale, 8),

@@ -120,6 +120,27 @@ static float sum_at_least(const float *rank, const float *value, size_t n, float
     return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
 }
 
+static size_t list_at_least(const float *rank, const float *value, size_t n, float threshold, float *out_rank,
+                            float *out_value)
+{
+    const __m512 bound = _mm512_set1_ps(threshold);
+    size_t count = 0, i = 0;
+    for (; i + 16 <= n; i += 16) { /* whole stores: what they write too much is behind what was read */
+        const __m512 r = _mm512_loadu_ps(rank + i), v = value ? _mm512_loadu_ps(value + i) : r;
+        const __mmask16 kept = _mm512_cmp_ps_mask(r, bound, _CMP_NLT_UQ);
+        _mm512_storeu_ps(out_rank + count, _mm512_maskz_compress_ps(kept, r));
+        if (value) _mm512_storeu_ps(out_value + count, _mm512_maskz_compress_ps(kept, v));
+        count += (size_t)__builtin_popcount(kept);
+    }
+    if (i == n) return count;
+    const __mmask16 mask = dp_mask16(n - i);
+    const __m512 r = _mm512_maskz_loadu_ps(mask, rank + i), v = value ? _mm512_maskz_loadu_ps(mask, value + i) : r;
+    const __mmask16 kept = _mm512_mask_cmp_ps_mask(mask, r, bound, _CMP_NLT_UQ);
+    _mm512_mask_storeu_ps(out_rank + count, mask, _mm512_maskz_compress_ps(kept, r));
+    if (value) _mm512_mask_storeu_ps(out_value + count, mask, _mm512_maskz_compress_ps(kept, v));
+    return count + (size_t)__builtin_popcount(kept);
+}
+
 static size_t nearest(const float *dot, const float *half_norm, size_t n, float *best)
 {
     lanes found = start_lanes();
@@ -140,5 +161,6 @@ void dp_avx512_init_select(dp_kernels *k)
     k->list_flagged = list_flagged;
     k->mean_weights = mean_weights;
     k->sum_at_least = sum_at_least;
+    k->list_at_least = list_at_least;
     k->nearest = nearest;
 }

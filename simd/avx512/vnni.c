@@ -12,6 +12,11 @@ DP_INLINE dp_words dot4(dp_words sum, __m512i small, __m512i q)
 
 DP_CODES
 
+/* Panels from the one at work to the one whose lines are asked for, in each of two streams: a panel of d 64 is worked on for 90 ns,
+ * memory takes 150. (2 KV heads of d 64, 128K tokens: 4 ahead, a step takes 0.95 times as long as with 1; 8 KV heads of d 128: 0.97.
+ * With 8, scores take longer again.) */
+enum { PANELS_AHEAD = 4 };
+
 /* Scores of `heads` heads from number h on x `panels` panels, `gap` panels apart; the counts are constants. One factor has to
  * be without a sign: centroids get 128 more, which the sums of the queries take off again. */
 DP_INLINE void byte_tile(const query_bytes *q, size_t h, size_t d, const int8_t *panel, float *out, size_t out_stride,
@@ -30,7 +35,7 @@ DP_INLINE void byte_tile(const query_bytes *q, size_t h, size_t d, const int8_t 
         for (size_t p = 0; p < panels; p++) {
             const int8_t *const line = panel + p * gap * bytes + j * DP_PANEL;
             x[p] = _mm512_xor_si512(_mm512_load_si512(line), _mm512_set1_epi8(-128));
-            _mm_prefetch((const char *)(line + bytes), _MM_HINT_T0);
+            _mm_prefetch((const char *)(line + PANELS_AHEAD * bytes), _MM_HINT_T0);
         }
         DP_UNROLL
         for (size_t i = 0; i < heads; i++) {

@@ -99,6 +99,19 @@ static float sum_at_least(const float *rank, const float *value, size_t n, float
     return (part[0] + part[2]) + (part[1] + part[3]);
 }
 
+static size_t list_at_least(const float *rank, const float *value, size_t n, float threshold, float *out_rank,
+                            float *out_value)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++) {
+        const float r = rank[i];
+        out_rank[count] = r;
+        if (value) out_value[count] = value[i];
+        count += !(r < threshold);
+    }
+    return count;
+}
+
 static size_t nearest(const float *dot, const float *half_norm, size_t n, float *best)
 {
     size_t winner = 0;
@@ -123,6 +136,7 @@ void dp_scalar_init_select(dp_kernels *k)
     k->list_flagged = list_flagged;
     k->mean_weights = mean_weights;
     k->sum_at_least = sum_at_least;
+    k->list_at_least = list_at_least;
     k->nearest = nearest;
     k->nearest_in_bytes = NULL;
 }

@@ -3,6 +3,7 @@
  * cluster_mass:   mass within 6 ulp; expm1 within 1e-5 relative or 1e-7 absolute, error within that and 20 ulp (or 0
  *                 below y = 2^-60); the sum within (n + 4) 2^-24 of the sum of what was written
  * keep_clusters:  flags exact, joint within 2 ulp of the larger operand
+ * list_at_least:  exact
  * sum_at_least:   |error| <= (n + 4) 2^-24 sum |value|
  * nearest:        exact (one subtraction)
  * nearest_in_bytes: within 4 2^-24 (|product| + |half_norm|) of the best; of equals the first */
@@ -226,6 +227,41 @@ START_TEST(sum_at_least_of_every_length)
 }
 END_TEST
 
+/* In place and elsewhere, with values and without. */
+START_TEST(list_at_least_of_every_length)
+{
+    start_random();
+    float rank[LONGEST], value[LONGEST], expected[2][LONGEST];
+    static const float thresholds[] = {0, 0.3f, -0.5f, 0.97f, 2, INFINITY, -INFINITY, NAN};
+    for (size_t n = 0; n < LONGEST; n = next_length(n))
+        for (size_t t = 0; t < sizeof thresholds / sizeof *thresholds; t++) {
+            const float threshold = t == 1 && n ? rank[n / 2] : thresholds[t];
+            describe("list_at_least of %zu, threshold %g, contents %d", n, (double)threshold, _i);
+            fill(rank, n, (contents)_i);
+            fill(value, n, (contents)_i);
+            size_t count = 0;
+            for (size_t i = 0; i < n; i++)
+                if (!(rank[i] < threshold)) {
+                    expected[0][count] = rank[i];
+                    expected[1][count++] = value[i];
+                }
+            for (size_t run = 0; run < 4; run++) {
+                const size_t bytes = n * sizeof *rank, shift = random_shift(4);
+                const int in_place = run % 2, with_values = run / 2;
+                float *const r = place(rank, bytes, shift), *const v = with_values ? place(value, bytes, shift) : NULL;
+                float *const out_rank = in_place ? r : place(NULL, bytes, 0);
+                float *const out_value = !v || in_place ? v : place(NULL, bytes, 0);
+                const size_t got = kernels.list_at_least(r, v, n, threshold, out_rank, out_value);
+                if (got != count) report_failure("%zu are listed, expected %zu", got, count);
+                if (count && memcmp(out_rank, expected[0], count * sizeof *rank)) report_failure("ranks differ");
+                if (count && v && memcmp(out_value, expected[1], count * sizeof *rank)) report_failure("values differ");
+                if (!in_place && n && memcmp(r, rank, bytes)) report_failure("ranks were changed");
+            }
+            release_buffers();
+        }
+}
+END_TEST
+
 START_TEST(nearest_of_every_length)
 {
     start_random();
@@ -350,6 +386,7 @@ TCase *select_tests(void)
     tcase_add_test(tests, cluster_mass_never_overflows);
     tcase_add_loop_test(tests, keep_clusters_of_every_length, 0, CONTENTS_COUNT);
     tcase_add_loop_test(tests, sum_at_least_of_every_length, 0, CONTENTS_COUNT);
+    tcase_add_loop_test(tests, list_at_least_of_every_length, 0, CONTENTS_COUNT);
     tcase_add_loop_test(tests, nearest_of_every_length, 0, CONTENTS_COUNT);
     tcase_add_loop_test(tests, nearest_in_bytes_of_every_shape, 0, CONTENTS_COUNT);
     return tests;
