@@ -19,7 +19,7 @@ typedef struct dp_piece {
     uint32_t first_row;
 } dp_piece;
 
-enum { DP_PIECE_ROWS = 64 }; /* longest piece */
+enum { DP_PIECE_ROWS = 256 }; /* longest piece */
 
 typedef struct dp_cluster_ref {
     uint32_t segment, cluster;

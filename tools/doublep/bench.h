@@ -74,6 +74,7 @@ typedef struct bench_growth {
     double median_step_ms, worst_step_ms; /* append and attention of one token, all layers */
     size_t preempted_steps;               /* during which the system took a core from one of the threads */
     double worst_undisturbed_step_ms;     /* of the other steps; negative: none */
+    double worst_append_ms, worst_attention_ms; /* the parts of a token's step, each at its worst, all layers */
 } bench_growth;
 
 /* How the true attention is spread: tokens that hold 90 % of a query head's mass, and the shares of sinks and window. */

@@ -241,7 +241,7 @@ static long preemptions(void)
 static bool run_growth(bench_state *s, bench_growth *growth)
 {
     const size_t n = s->settings->growth, method = s->settings->methods.count - 1;
-    double append_sum = 0, decode_sum = 0, worst_undisturbed = -1;
+    double append_sum = 0, decode_sum = 0, worst_undisturbed = -1, worst_append = 0, worst_attention = 0;
     size_t preempted = 0;
     double *const steps_ms = calloc(n, sizeof(*steps_ms));
     bool ok = steps_ms || fail(s, "out of memory");
@@ -249,15 +249,19 @@ static bool run_growth(bench_state *s, bench_growth *growth)
     progress_start(&bar, "growth");
     for (size_t t = 0; ok && t < n; t++) {
         const long before = preemptions();
+        double append_all = 0;
         for (uint32_t l = 0; ok && l < s->n_layers; l++) {
             double append_ms = 0, decode_ms = 0;
             dp_attention_stats stats;
             ok = append_token(s, method, l, &append_ms) &&
                  contenders_attend(s->contenders, method, l, s->q, s->outputs[method], &stats, &decode_ms);
-            append_sum += append_ms;
+            append_all += append_ms;
             decode_sum += decode_ms;
             steps_ms[t] += append_ms + decode_ms;
         }
+        append_sum += append_all;
+        worst_append = fmax(worst_append, append_all);
+        worst_attention = fmax(worst_attention, steps_ms[t] - append_all);
         if (preemptions() != before)
             preempted++;
         else
@@ -269,7 +273,8 @@ static bool run_growth(bench_state *s, bench_growth *growth)
     progress_end(&bar);
     if (ok) {
         *growth = (bench_growth){.tokens = n, .append_ms = append_sum / (double)(n * s->n_layers),
-                                 .preempted_steps = preempted, .worst_undisturbed_step_ms = worst_undisturbed};
+                                 .preempted_steps = preempted, .worst_undisturbed_step_ms = worst_undisturbed,
+                                 .worst_append_ms = worst_append, .worst_attention_ms = worst_attention};
         growth->share = append_sum / (append_sum + decode_sum);
         growth->median_step_ms = bench_spread_of(steps_ms, n).median;
         growth->worst_step_ms = steps_ms[n - 1]; /* they are sorted now */
