@@ -65,7 +65,7 @@ DP_INLINE void mean_block(const float *w, size_t w_stride, mean_rows m, size_t j
     DP_UNROLL
     for (size_t h = 0; h < heads; h++) sum[h] = _mm256_loadu_ps(acc + h * m.d + j);
     for (size_t i = 0; i < m.n; i++) {
-        fetch_mean(m, i, j);
+        fetch_mean(m, i);
         const __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)((const int8_t *)dp_row_address(m.rows[i]) + j));
         const __m256 x = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
         DP_UNROLL
@@ -78,7 +78,7 @@ DP_INLINE void mean_block(const float *w, size_t w_stride, mean_rows m, size_t j
 static void weighted_means(const float *w, size_t w_stride, size_t heads, const dp_row *rows, size_t n,
                            size_t ahead, size_t d, float *acc)
 {
-    means_in_blocks(w, w_stride, heads, (mean_rows){.rows = rows, .n = n, .ahead = ahead, .d = d}, acc, 8, mean_block);
+    means_in_blocks(w, w_stride, heads, rows, n, ahead, d, acc, 8, mean_block);
 }
 
 void dp_avx2_init_scores(dp_kernels *k)

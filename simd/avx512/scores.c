@@ -18,7 +18,7 @@ DP_INLINE void mean_columns(const float *w, size_t w_stride, mean_rows m, size_t
     }
     for (size_t i = 0; i < m.n; i++) {
         const int8_t *const row = (const int8_t *)dp_row_address(m.rows[i]) + j;
-        fetch_mean(m, i, j);
+        fetch_mean(m, i);
         __m512 x[4];
         DP_UNROLL
         for (size_t b = 0; b < 4; b++) {
@@ -51,7 +51,7 @@ DP_INLINE void mean_block(const float *w, size_t w_stride, mean_rows m, size_t j
 static void weighted_means(const float *w, size_t w_stride, size_t heads, const dp_row *rows, size_t n,
                            size_t ahead, size_t d, float *acc)
 {
-    means_in_blocks(w, w_stride, heads, (mean_rows){.rows = rows, .n = n, .ahead = ahead, .d = d}, acc, 64, mean_block);
+    means_in_blocks(w, w_stride, heads, rows, n, ahead, d, acc, 64, mean_block);
 }
 
 void dp_avx512_init_scores(dp_kernels *k)

@@ -13,7 +13,7 @@ DP_INLINE void mean_block(const float *w, size_t w_stride, mean_rows m, size_t j
         sum[h][1] = vld1q_f32(acc + h * m.d + j + 4);
     }
     for (size_t i = 0; i < m.n; i++) {
-        fetch_mean(m, i, j);
+        fetch_mean(m, i);
         const int16x8_t wide = vmovl_s8(vld1_s8((const int8_t *)dp_row_address(m.rows[i]) + j));
         const float32x4_t low = vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
         const float32x4_t high = vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide)));
@@ -33,7 +33,7 @@ DP_INLINE void mean_block(const float *w, size_t w_stride, mean_rows m, size_t j
 static void weighted_means(const float *w, size_t w_stride, size_t heads, const dp_row *rows, size_t n,
                            size_t ahead, size_t d, float *acc)
 {
-    means_in_blocks(w, w_stride, heads, (mean_rows){.rows = rows, .n = n, .ahead = ahead, .d = d}, acc, 8, mean_block);
+    means_in_blocks(w, w_stride, heads, rows, n, ahead, d, acc, 8, mean_block);
 }
 
 void dp_neon_init_scores(dp_kernels *k)
