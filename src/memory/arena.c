@@ -119,6 +119,19 @@ static size_t add_area(dp_arena *arena, size_t bytes)
     return gap;
 }
 
+/* A piece cut from the front of the spare; NULL where that is too small. */
+static void *alloc_spare(dp_arena *arena, size_t bytes)
+{
+    if (arena->spare.bytes < bytes ||
+        !reserve(arena->runtime, &arena->gaps, &arena->gaps_capacity, arena->n_pieces + arena->n_areas + 3))
+        return NULL;
+    char *const piece = arena->spare.base;
+    arena->spare = (dp_range){.base = piece + bytes, .bytes = arena->spare.bytes - bytes};
+    if (arena->spare.bytes) arena->n_pieces++;
+    arena->piece_bytes += bytes;
+    return piece;
+}
+
 static void *alloc_locked(dp_arena *arena, size_t bytes)
 {
     /* Before each piece there is at most one gap, and one at the end of each area: with room for so many (a new area and
@@ -147,7 +160,8 @@ void *dp_arena_alloc(dp_arena *arena, size_t bytes)
 {
     if (!bytes || bytes > SIZE_MAX / 2) return NULL;
     pthread_mutex_lock(&arena->lock);
-    void *const piece = alloc_locked(arena, dp_arena_piece_bytes(bytes));
+    const size_t rounded = dp_arena_piece_bytes(bytes);
+    void *const spare = alloc_spare(arena, rounded), *const piece = spare ? spare : alloc_locked(arena, rounded);
     pthread_mutex_unlock(&arena->lock);
     return piece;
 }
@@ -213,11 +227,8 @@ static void discard(const dp_arena *arena, dp_range gap, dp_range freed)
     if (first < last) dp_pages_discard(whole.base + first, last - first);
 }
 
-void dp_arena_release(dp_arena *arena, void *piece, size_t bytes)
+static void release_locked(dp_arena *arena, dp_range freed)
 {
-    if (!piece) return;
-    const dp_range freed = {.base = piece, .bytes = dp_arena_piece_bytes(bytes)};
-    pthread_mutex_lock(&arena->lock);
     const size_t area_index = count_before(arena->areas, arena->n_areas, freed.base + 1) - 1;
     const dp_range area = arena->areas[area_index];
     const size_t i = add_gap(arena, area, freed);
@@ -234,5 +245,37 @@ void dp_arena_release(dp_arena *arena, void *piece, size_t bytes)
     } else {
         discard(arena, gap, freed);
     }
+}
+
+void dp_arena_release(dp_arena *arena, void *piece, size_t bytes)
+{
+    if (!piece) return;
+    pthread_mutex_lock(&arena->lock);
+    release_locked(arena, (dp_range){.base = piece, .bytes = dp_arena_piece_bytes(bytes)});
     pthread_mutex_unlock(&arena->lock);
+}
+
+/* Writes to each page. */
+static void touch(char *base, size_t bytes)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    for (size_t i = 0; i < bytes; i += page) ((volatile char *)base)[i] = 0;
+}
+
+bool dp_arena_reserve(dp_arena *arena, size_t bytes)
+{
+    pthread_mutex_lock(&arena->lock);
+    const bool enough = arena->spare.bytes >= bytes;
+    char *const base = enough ? NULL : alloc_locked(arena, bytes);
+    dp_range before = {0};
+    if (base) {
+        touch(base, bytes);
+        before = arena->spare;
+        arena->spare = (dp_range){.base = base, .bytes = bytes};
+        arena->piece_bytes -= bytes;
+        arena->piece_bytes += before.bytes; /* for a moment: release_locked() takes them off */
+        if (before.bytes) release_locked(arena, before);
+    }
+    pthread_mutex_unlock(&arena->lock);
+    return enough || base;
 }

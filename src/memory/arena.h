@@ -25,7 +25,8 @@ typedef struct dp_arena {
     size_t n_areas, areas_capacity;
     dp_range *gaps; /* what is not handed out, by address; neighbours within an area are one gap */
     size_t n_gaps, gaps_capacity;
-    size_t n_pieces, piece_bytes;
+    dp_range spare; /* a piece that the next ones are cut from, on pages that are there already; empty: none */
+    size_t n_pieces, piece_bytes; /* the spare is one of them, of no bytes */
     size_t pages_bytes; /* in pages that pieces lie in: what the arena occupies */
 } dp_arena;
 
@@ -49,6 +50,10 @@ static inline size_t dp_arena_piece_bytes(size_t bytes)
 
 /* Contents indeterminate; NULL where there is no memory. */
 void *dp_arena_alloc(dp_arena *arena, size_t bytes);
+
+/* Has the system provide the memory of the next pieces, of so many bytes together (as dp_arena_piece_bytes() says), ahead of time:
+ * they take no page that was not touched yet. False where there is no memory; nothing has changed then. */
+bool dp_arena_reserve(dp_arena *arena, size_t bytes);
 
 /* Makes pages that were mapped elsewhere an area, all of it handed out in n_pieces whose sizes are what
  * dp_arena_piece_bytes() says: they come back one by one as the others do. False where there is no memory; the pages are

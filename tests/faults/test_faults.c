@@ -171,6 +171,11 @@ static dp_status build(world *w)
     return dp_build_index(w->s, DP_ALL_LAYERS);
 }
 
+static dp_status reserve(world *w)
+{
+    return dp_sequence_reserve(w->s, 250000); /* more than what is mapped */
+}
+
 static dp_status truncate_clusters(world *w)
 {
     return dp_sequence_truncate(w->s, DP_ALL_LAYERS, 1500);
@@ -236,6 +241,7 @@ static const struct scenario {
     {"dp_append", about_to_cluster, decode_tokens, true},
     {"dp_build_index", prompt, build, false},
     {"dp_build_index", pinned, build, false},
+    {"dp_sequence_reserve", indexed, reserve, false},
     {"dp_sequence_truncate", indexed, truncate_clusters, false},
     {"dp_sequence_fork", indexed, fork_it, false},
     {"dp_sequence_fork", prompt, fork_it, false},

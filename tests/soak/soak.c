@@ -279,7 +279,7 @@ static void live(worker *w)
         *slot = create(w);
         return;
     }
-    switch (below(w, 16)) {
+    switch (below(w, 17)) {
     case 0: end(l), *slot = NULL; break;
     case 1: truncate_to(w, l, layer); break;
     case 2: (void)done(w, l, dp_build_index(l->s, DP_ALL_LAYERS)); break;
@@ -294,6 +294,7 @@ static void live(worker *w)
         *other = fork_of(w, l);
         break;
     }
+    case 16: (void)done(w, l, dp_sequence_reserve(l->s, below(w, 3000))); break;
     case 8: case 9: ask(w, below(w, 2)); break;
     default: grow(w, l, layer);
     }

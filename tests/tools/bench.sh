@@ -27,7 +27,7 @@ expect 0 '^double-p ' bench $small --context 2K,4K --methods dense,double-p,doub
 grep -q 'synthetic' "$work/out" || { echo "FAIL: the table does not say that its inputs are synthetic"; failed=1; }
 for key in machine stream_gbps gather_gbps counters methods name ms_median ms_p10 ms_p90 bytes gbps limit_share stages \
     scores_ms select_ms scan_ms gather_ms merge_ms rel_error build ms tokens_per_s append ms_per_token worst_step_ms \
-    worst_undisturbed_step_ms worst_append_ms worst_attention_ms preempted_steps sweep; do
+    worst_undisturbed_step_ms worst_append_ms worst_attention_ms reserve_ms preempted_steps sweep; do
     grep -q "\"$key\":" "$work/b.json" || { echo "FAIL: no \"$key\" in the JSON"; failed=1; }
 done
 if command -v gnuplot >/dev/null; then

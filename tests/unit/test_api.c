@@ -137,6 +137,8 @@ START_TEST(refused_calls_change_nothing)
     expect(rt, dp_decode(s, 0, 1, NULL, NULL, out, NULL, NULL), DP_ERR_INVALID, "NULL");
     expect(rt, dp_prefill(s, 0, 65, q, out, NULL), DP_ERR_INVALID, "n_queries is 65");
     expect(rt, dp_build_index(s, 1), DP_ERR_INVALID, "layer 1");
+    expect(NULL, dp_sequence_reserve(NULL, 1), DP_ERR_INVALID, "sequence is NULL");
+    expect(rt, dp_sequence_reserve(s, (size_t)UINT32_MAX + 1), DP_ERR_INVALID, "too many");
     expect(rt, dp_sequence_read(s, 0, 0, 2999, 2, NULL, NULL), DP_ERR_INVALID, "tokens 2999");
     expect(rt, dp_sequence_read(s, 0, 2, 0, 1, NULL, NULL), DP_ERR_INVALID, "KV head 2");
     expect(rt, dp_sequence_set_dense(s, 1, 1), DP_ERR_INVALID, "layer 1");

@@ -123,6 +123,72 @@ START_TEST(refused_at_any_limit)
 }
 END_TEST
 
+/* What was reserved is what the next segments take: no more comes from the system for as many tokens, results are the same, forks
+ * share it, and it counts from the beginning, to the byte; where it is not to be had, nothing has changed. */
+START_TEST(reserved_memory_is_used)
+{
+    enum { PROMPT = 5000, ANSWER = 1500 };
+    rng r = {67};
+    cache c = cache_create(&r, TOKENS, KV_HEADS, DIM, DIM, DP_BF16);
+    dp_runtime *const rt = limited(0, _i ? DP_HUGE_PAGES_TRANSPARENT : DP_HUGE_PAGES_OFF);
+    dp_sequence *const s = new_sequence(rt, &c), *const plain = new_sequence(rt, &c);
+    append(s, &c, 0, PROMPT, 500);
+    append(plain, &c, 0, PROMPT, 500);
+    ck_assert_int_eq(dp_build_index(s, 0), DP_OK);
+    ck_assert_int_eq(dp_build_index(plain, 0), DP_OK);
+    const dp_memory before = memory_of(s);
+    ck_assert_int_eq(dp_sequence_reserve(s, 0), DP_OK);
+    ck_assert_uint_eq(memory_of(s).reserved_bytes, before.reserved_bytes);
+    ck_assert_int_eq(dp_sequence_reserve(s, ANSWER / 2), DP_OK);
+    ck_assert_int_eq(dp_sequence_reserve(s, ANSWER), DP_OK);
+    ck_assert_int_eq(dp_sequence_reserve(s, ANSWER / 4), DP_OK); /* there is more already */
+    const dp_memory reserved = memory_of(s);
+    /* Of two layers, as which of them will grow is not known. */
+    ck_assert_uint_ge(reserved.reserved_bytes, before.reserved_bytes + 2 * ANSWER * KV_HEADS * DIM * 4);
+    ck_assert_uint_eq(reserved.index_bytes, before.index_bytes);
+    const dp_runtime_info info = info_of(rt);
+    ck_assert_uint_eq(info.memory_bytes, reserved.reserved_bytes + memory_of(plain).reserved_bytes + info.scratch_bytes);
+
+    dp_sequence *fork;
+    ck_assert_int_eq(dp_sequence_fork(s, &fork), DP_OK);
+    append(s, &c, PROMPT, PROMPT + ANSWER, 1);
+    append(plain, &c, PROMPT, PROMPT + ANSWER, 1);
+    const dp_memory after = memory_of(s);
+    ck_assert_uint_gt(after.index_bytes, reserved.index_bytes);
+    ck_assert_uint_le(after.reserved_bytes, reserved.reserved_bytes + (512 << 10)); /* tails, tables of segments */
+    append(fork, &c, PROMPT, PROMPT + ANSWER, 1);
+    float q[OUT], out[OUT], wanted[OUT];
+    make_queries(&r, &c, 1, HEADS, q);
+    ck_assert_int_eq(dp_decode(plain, 0, 1, q, NULL, wanted, NULL, NULL), DP_OK);
+    ck_assert_int_eq(dp_decode(s, 0, 1, q, NULL, out, NULL, NULL), DP_OK);
+    ck_assert_mem_eq(out, wanted, sizeof out);
+    ck_assert_int_eq(dp_decode(fork, 0, 1, q, NULL, out, NULL, NULL), DP_OK);
+    ck_assert_mem_eq(out, wanted, sizeof out);
+    ck_assert_int_eq(dp_sequence_truncate(s, 0, PROMPT / 2), DP_OK); /* pieces of the reserve come back */
+    dp_sequence_free(s);
+    dp_sequence_free(fork);
+    dp_sequence_free(plain);
+    ck_assert_uint_eq(info_of(rt).memory_bytes, info_of(rt).scratch_bytes);
+    dp_runtime_free(rt);
+
+    dp_runtime *const small = limited(16 << 20, DP_HUGE_PAGES_OFF);
+    dp_sequence *const t = new_sequence(small, &c);
+    append(t, &c, 0, PROMPT, 500);
+    const dp_memory had = memory_of(t);
+    char text[256];
+    ck_assert_int_eq(dp_sequence_reserve(t, 1000000), DP_ERR_NO_MEMORY);
+    ck_assert_ptr_nonnull(strstr(dp_last_error(small, text, sizeof text), "dp_sequence_reserve: no memory for 1000000 tokens"));
+    dp_memory has = memory_of(t);
+    ck_assert_uint_le(has.reserved_bytes, had.reserved_bytes + 1024); /* the arena's own tables */
+    has.reserved_bytes = had.reserved_bytes;
+    ck_assert_mem_eq(&has, &had, sizeof has);
+    append(t, &c, PROMPT, PROMPT + 100, 1);
+    dp_sequence_free(t);
+    dp_runtime_free(small);
+    cache_free(&c);
+}
+END_TEST
+
 /* One sequence's memory is what another one may not have, until it is freed. */
 START_TEST(sequences_share_the_limit)
 {
@@ -215,6 +281,7 @@ int main(void)
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, figures_add_up, 0, 2);
     tcase_add_test(tc, refused_at_any_limit);
+    tcase_add_loop_test(tc, reserved_memory_is_used, 0, 2);
     tcase_add_test(tc, sequences_share_the_limit);
     tcase_add_test(tc, scratch_does_not_pile_up);
     tcase_add_test(tc, scratch_is_for_threads_with_work);

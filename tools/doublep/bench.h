@@ -69,6 +69,7 @@ typedef struct bench_method_figures {
 
 typedef struct bench_growth {
     size_t tokens;
+    double reserve_ms; /* of taking the memory for these tokens before they come */
     double append_ms;  /* mean per token and layer */
     double share;      /* of append in all the time */
     double median_step_ms, worst_step_ms; /* append and attention of one token, all layers */

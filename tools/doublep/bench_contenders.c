@@ -291,6 +291,15 @@ bool contenders_append(contenders *c, size_t method, uint32_t layer, const float
     return true;
 }
 
+bool contenders_reserve(contenders *c, size_t method, size_t n_tokens, double *ms)
+{
+    dp_sequence *const sequence = c->list[method].sequence;
+    const uint64_t start = clock_ns();
+    const bool done = !sequence || check(c, dp_sequence_reserve(sequence, n_tokens));
+    *ms = (double)(clock_ns() - start) * 1e-6;
+    return done;
+}
+
 bool contenders_attend(contenders *c, size_t method, uint32_t layer, const float *q, float *out,
                        dp_attention_stats *stats, double *ms)
 {

@@ -22,6 +22,9 @@ bool contenders_fill(contenders *c, bench_source *source, uint64_t context, benc
  * last of them. */
 bool contenders_append(contenders *c, size_t method, uint32_t layer, const float *k, const float *v, double *ms);
 
+/* Has a method take the memory for so many tokens more; ms is the time of that. */
+bool contenders_reserve(contenders *c, size_t method, size_t n_tokens, double *ms);
+
 /* Attention of the layer's last token by one method, and its time; stats are zero where the method has none. */
 bool contenders_attend(contenders *c, size_t method, uint32_t layer, const float *q, float *out,
                        dp_attention_stats *stats, double *ms);

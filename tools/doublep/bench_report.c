@@ -116,8 +116,8 @@ void bench_print(const bench_settings *s, const bench_machine *machine, const be
     printf("growth      %zu tokens: append %.4f ms per token and layer, %.2f %% of the time; step of all layers: median "
            "%.3f ms, worst %.3f ms\n", f->append.tokens, f->append.append_ms, 100 * f->append.share,
            f->append.median_step_ms, f->append.worst_step_ms);
-    printf("            of a step at most %.3f ms are appending, %.3f ms attention\n", f->append.worst_append_ms,
-           f->append.worst_attention_ms);
+    printf("            of a step at most %.3f ms are appending, %.3f ms attention; taking their memory before: %.1f ms\n",
+           f->append.worst_append_ms, f->append.worst_attention_ms, f->append.reserve_ms);
     if (f->append.preempted_steps > 0 && f->append.worst_undisturbed_step_ms >= 0)
         printf("            the system took a core away in %zu steps; worst of the others: %.3f ms\n",
                f->append.preempted_steps, f->append.worst_undisturbed_step_ms);
@@ -209,6 +209,7 @@ static json_t *json_context(const bench_settings *s, const bench_machine *machin
     json_t *const append = json_object();
     set_real(append, "ms_per_token", f->append.append_ms);
     set_real(append, "worst_step_ms", f->append.worst_step_ms);
+    set_real(append, "reserve_ms", f->append.reserve_ms);
     set_real(append, "worst_append_ms", f->append.worst_append_ms);
     set_real(append, "worst_attention_ms", f->append.worst_attention_ms);
     set_real(append, "worst_undisturbed_step_ms",

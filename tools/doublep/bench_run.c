@@ -237,14 +237,15 @@ static long preemptions(void)
     return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_nivcsw : 0;
 }
 
-/* Decoding as a model does it, token after token through all layers with the last method. */
+/* Decoding as a model does it, token after token through all layers with the last method, which knows how many will come. */
 static bool run_growth(bench_state *s, bench_growth *growth)
 {
     const size_t n = s->settings->growth, method = s->settings->methods.count - 1;
     double append_sum = 0, decode_sum = 0, worst_undisturbed = -1, worst_append = 0, worst_attention = 0;
     size_t preempted = 0;
     double *const steps_ms = calloc(n, sizeof(*steps_ms));
-    bool ok = steps_ms || fail(s, "out of memory");
+    double reserve_ms = 0;
+    bool ok = (steps_ms || fail(s, "out of memory")) && contenders_reserve(s->contenders, method, n, &reserve_ms);
     progress bar;
     progress_start(&bar, "growth");
     for (size_t t = 0; ok && t < n; t++) {
@@ -272,7 +273,7 @@ static bool run_growth(bench_state *s, bench_growth *growth)
     }
     progress_end(&bar);
     if (ok) {
-        *growth = (bench_growth){.tokens = n, .append_ms = append_sum / (double)(n * s->n_layers),
+        *growth = (bench_growth){.tokens = n, .reserve_ms = reserve_ms, .append_ms = append_sum / (double)(n * s->n_layers),
                                  .preempted_steps = preempted, .worst_undisturbed_step_ms = worst_undisturbed,
                                  .worst_append_ms = worst_append, .worst_attention_ms = worst_attention};
         growth->share = append_sum / (append_sum + decode_sum);
