@@ -5,10 +5,10 @@
 #include "inline.h"
 #include "kernels.h"
 
-/* Rows to be summed, and in the first pass over them those that are fetched meanwhile: `near` rows on, up to the last. Whole rows:
- * the hardware's prefetcher helps where lines follow one another. (d 128, every other row of a segment, AVX-512, one thread: 21
- * ns a row; with a line of each row at a time, a batch of 128 rows ahead, 27; every tenth row: 44, not 78. At 128K tokens the
- * stage takes 0.41 ms, not 0.47.) */
+/* Rows to be summed, and in the first pass over them those that are fetched meanwhile: `near` rows on, up to the last. Whole
+ * rows: the hardware's prefetcher helps where lines follow one another. (d 128, every other row of a segment, AVX-512, one
+ * thread: 21 ns a row; with a line of each row at a time, a batch of 128 rows ahead, 27; every tenth row: 44, not 78. At 128K
+ * tokens the stage takes 0.41 ms, not 0.47.) */
 typedef struct mean_rows {
     const dp_row *rows;
     size_t n, last, near, d;
@@ -25,8 +25,8 @@ DP_INLINE void fetch_mean(mean_rows m, size_t i)
 typedef void mean_block_fn(const float *w, size_t w_stride, mean_rows rows, size_t j, float *acc, size_t heads);
 
 /* Groups of four heads, blocks of `columns` columns. */
-DP_INLINE void means_in_blocks(const float *w, size_t w_stride, size_t heads, const dp_row *rows, size_t n, size_t ahead, size_t d,
-                               float *acc, size_t columns, mean_block_fn *block)
+DP_INLINE void means_in_blocks(const float *w, size_t w_stride, size_t heads, const dp_row *rows, size_t n, size_t ahead,
+                               size_t d, float *acc, size_t columns, mean_block_fn *block)
 {
     enum { NEAR_ROWS = 32 };
     mean_rows m = {.rows = rows, .n = n, .last = n + (ahead < n ? ahead : n), .near = NEAR_ROWS, .d = d};

@@ -12,9 +12,9 @@ DP_INLINE dp_words dot4(dp_words sum, __m512i small, __m512i q)
 
 DP_CODES
 
-/* Panels from the one at work to the one whose lines are asked for, in each of two streams: a panel of d 64 is worked on for 90 ns,
- * memory takes 150. (2 KV heads of d 64, 128K tokens: 4 ahead, a step takes 0.95 times as long as with 1; 8 KV heads of d 128: 0.97.
- * With 8, scores take longer again.) */
+/* Panels from the one at work to the one whose lines are asked for, in each of two streams: a panel of d 64 is worked on for 90
+ * ns, memory takes 150. (128K tokens: with 1 a step takes 1.01 to 1.15 times as long where there are 2 KV heads of d 64, 1.01 to
+ * 1.06 times with 8 of d 128. With 8, scores take longer again.) */
 enum { PANELS_AHEAD = 4 };
 
 /* Scores of `heads` heads from number h on x `panels` panels, `gap` panels apart; the counts are constants. One factor has to

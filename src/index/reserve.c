@@ -17,7 +17,8 @@ dp_status dp_sequence_reserve(dp_sequence *s, size_t n_tokens)
 {
     if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_sequence_reserve: sequence is NULL");
     const dp_sequence_config *const c = &s->config;
-    if (n_tokens > UINT32_MAX) return dp_fail(s->runtime, DP_ERR_INVALID, "dp_sequence_reserve: %zu tokens are too many", n_tokens);
+    if (n_tokens > UINT32_MAX)
+        return dp_fail(s->runtime, DP_ERR_INVALID, "dp_sequence_reserve: %zu tokens are too many", n_tokens);
     for (int a = 0; a < s->n_arenas; a++) {
         size_t bytes = 0;
         for (uint32_t l = 0; l < c->n_layers; l++)
