@@ -3,8 +3,8 @@
 #include "kv/sequence.h"
 #include "runtime/runtime.h"
 
-/* What an arena has to hold of n more tokens of a head: segments as decoding makes them, one more than fill up, as the first may
- * come early. */
+/* What an arena has to hold of n more tokens of a head: segments as decoding makes them, one more than fill up, as the
+ * first may come early. */
 static size_t segments_bytes(const dp_sequence *s, const dp_layer *layer, size_t n)
 {
     const size_t each = s->config.pending_tokens;

@@ -267,15 +267,17 @@ bool dp_arena_reserve(dp_arena *arena, size_t bytes)
     pthread_mutex_lock(&arena->lock);
     const bool enough = arena->spare.bytes >= bytes;
     char *const base = enough ? NULL : alloc_locked(arena, bytes);
-    dp_range before = {0};
-    if (base) {
-        touch(base, bytes);
-        before = arena->spare;
-        arena->spare = (dp_range){.base = base, .bytes = bytes};
-        arena->piece_bytes -= bytes;
-        arena->piece_bytes += before.bytes; /* for a moment: release_locked() takes them off */
-        if (before.bytes) release_locked(arena, before);
+    pthread_mutex_unlock(&arena->lock);
+    if (!base) return enough;
+    touch(base, bytes); /* which takes long: a piece like others meanwhile */
+    pthread_mutex_lock(&arena->lock);
+    const dp_range before = arena->spare;
+    arena->spare = (dp_range){.base = base, .bytes = bytes};
+    arena->piece_bytes -= bytes;
+    if (before.bytes) {
+        arena->piece_bytes += before.bytes; /* release_locked() takes them off again */
+        release_locked(arena, before);
     }
     pthread_mutex_unlock(&arena->lock);
-    return enough || base;
+    return true;
 }

@@ -51,8 +51,8 @@ static inline size_t dp_arena_piece_bytes(size_t bytes)
 /* Contents indeterminate; NULL where there is no memory. */
 void *dp_arena_alloc(dp_arena *arena, size_t bytes);
 
-/* Has the system provide the memory of the next pieces, of so many bytes together (as dp_arena_piece_bytes() says), ahead of time:
- * they take no page that was not touched yet. False where there is no memory; nothing has changed then. */
+/* Has the system provide the memory of the next pieces, of so many bytes together (as dp_arena_piece_bytes() says), ahead
+ * of time: they take no page that was not touched yet. False where there is no memory; nothing has changed then. */
 bool dp_arena_reserve(dp_arena *arena, size_t bytes);
 
 /* Makes pages that were mapped elsewhere an area, all of it handed out in n_pieces whose sizes are what
