@@ -31,7 +31,8 @@
  * NaN and Inf in queries, keys or values are not an error: they show as in dense attention. Where that has a number the
  * output is one, sparse or not, and elsewhere it is NaN or Inf: a step that meets one reads all rows of the KV head. So a
  * logit of -Inf masks a key; a query with no other has NaN as its output and -Inf as its log-sum-exp. Logits are f32: one
- * beyond its range is infinite, and +Inf makes the query's output NaN. Finite logits are safe, whatever their magnitude.
+ * beyond its range is infinite, and +Inf makes the query's output NaN. Finite logits are safe, whatever their magnitude, where
+ * sum_i |q_i k_i| (before the scale) is within f32's range; so are values whose magnitudes add up, over all tokens, within it.
  * With a softcap (see dp_sequence_config) infinite logits are the cap or its negative, as its formula says: then they mask
  * nothing.
  *
@@ -141,6 +142,12 @@ typedef struct dp_runtime_info {
 /* Fills info (call dp_runtime_info_init first). Errors: DP_ERR_INVALID. */
 DP_API void dp_runtime_info_init(dp_runtime_info *info);
 DP_API dp_status dp_runtime_get_info(const dp_runtime *runtime, dp_runtime_info *info);
+
+/* Memory in bytes that this process can have: the machine's, or where a control group (v1 or v2; a container) that it is in
+ * allows less, that. total: altogether, whoever has it; a limit for a runtime is a share of it. available: at present, with
+ * what the system can give up (page cache). Either may be NULL. Errors: DP_ERR_INVALID (both are NULL), DP_ERR_SYSTEM (there is
+ * no /proc). */
+DP_API dp_status dp_system_memory(uint64_t *total, uint64_t *available);
 
 /* From now on no call of the calling thread, on any runtime, runs on more than n_threads threads: for programs that read
  * prompts with another number of threads than they decode with, or share the machine. Less than 1 (at the start of a
@@ -253,8 +260,8 @@ DP_API dp_status dp_build_index(dp_sequence *sequence, uint32_t layer);
  * 32K: 1.9 to 3.5 % of the time, 7 to 14 ms in a step of 4.5 at worst; with it 1.5 %, 2.6 to 5 ms). The memory counts towards
  * reserved_bytes (see dp_memory) and the runtime's limit from then on. The next segments of the sequence and its forks use it up; what
  * they leave is freed with the last of these. A second call makes it at least as much as that one asks for. Changes no result.
- * Errors: DP_ERR_INVALID (sequence is NULL, more than 2^32 - 1 tokens), DP_ERR_NO_MEMORY (but for memory that could be had the
- * sequence is as it was). */
+ * Errors: DP_ERR_INVALID (sequence is NULL, more than 2^32 - 1 tokens), DP_ERR_NO_MEMORY (the limit, or more than is available
+ * in the sense of dp_system_memory; but for memory that could be had the sequence is as it was). */
 DP_API dp_status dp_sequence_reserve(dp_sequence *sequence, size_t n_tokens);
 
 /* Takes tokens back: leaves the first n_tokens of a layer, or of each layer where layer is DP_ALL_LAYERS; n_tokens is at
@@ -519,8 +526,8 @@ DP_API dp_status dp_observe_queries(dp_sequence *sequence, uint32_t layer, size_
  * tokens of a draft to verify); shapes, causality and lse as in dp_prefill. All queries of a call share the rows that
  * are read. params = NULL means the defaults; stats may be NULL. Partial results over disjoint sets of tokens
  * are merged by their lse: out = sum_j exp(lse_j - L) out_j, L = log sum_j exp(lse_j).
- * Allocates nothing once a call of the size was made on the runtime (by as many threads at once) among the last 1000, and
- * takes no lock.
+ * Allocates nothing once a call of the size was made on the runtime (by as many threads at once, 64 at most) among the last
+ * 1000, and takes no lock.
  * Errors: DP_ERR_INVALID, DP_ERR_NO_MEMORY. */
 #define DP_MAX_DECODE_QUERIES 64
 DP_API dp_status dp_decode(dp_sequence *sequence, uint32_t layer, size_t n_queries, const float *q,

@@ -27,13 +27,27 @@ static size_t most_items(const dp_step *step, size_t tokens)
     return (even < ITEMS_PER_LIST ? even : ITEMS_PER_LIST) + 1;
 }
 
-size_t dp_pieces_capacity(const dp_step *step, const dp_head *head)
+/* Pieces of a head whose every row is read. */
+static size_t whole_pieces(const dp_step *step, const dp_head *head)
 {
     size_t n = ceil_div(head->sink.n, DP_PIECE_ROWS) + ceil_div(head->tail.n, DP_PIECE_ROWS) + step->n_queries + 2;
     for (uint32_t s = 0; s < head->n_segments; s++)
-        n += head->segments[s].n_clusters + 1 + /* of a scanned cluster every other token at worst */
-             head->segments[s].n_tokens / (step->sequence->format.has_codes ? 2 : DP_PIECE_ROWS);
+        n += head->segments[s].n_clusters + 1 + head->segments[s].n_tokens / DP_PIECE_ROWS;
     return n;
+}
+
+/* Pieces beyond these, for single tokens of scanned clusters: every other token at worst. Of long contexts that many would
+ * be 2 GB of work memory at 1M tokens on 64 threads, and one in 8 is more than twice what is ever read. */
+static size_t single_pieces(const dp_step *step, const dp_head *head)
+{
+    if (!step->sequence->format.has_codes) return 0;
+    const size_t half = head->clustered / 2, most = head->clustered / 8 + 4096;
+    return half < most ? half : most;
+}
+
+size_t dp_pieces_capacity(const dp_step *step, const dp_head *head)
+{
+    return whole_pieces(step, head) + single_pieces(step, head);
 }
 
 /* Tokens that are in no cluster: sink, tail, stale segments. */
@@ -162,13 +176,14 @@ static uint32_t add_wanted(const dp_row_format *f, dp_head_step *h, const dp_seg
     return all;
 }
 
-/* What is read of a cluster that is refined or scanned; returns whether its mean value stands for the rest. */
+/* What is read of a cluster that is refined or scanned; returns whether its mean value stands for the rest. Where single
+ * tokens might take more than `room` pieces, the cluster is read as a whole. */
 static bool add_refined(const dp_row_format *f, dp_head_step *h, const dp_segment *segment, uint32_t cluster,
-                        uint8_t flags, const uint8_t *wanted)
+                        uint8_t flags, const uint8_t *wanted, size_t room)
 {
     const uint32_t size = dp_segment_size(segment, cluster);
     uint32_t read = size;
-    if (flags & SELECT_REFINE)
+    if (flags & SELECT_REFINE || h->n_pieces + size / 2 + 1 > room)
         add_cluster(f, h, segment, cluster);
     else
         read = add_wanted(f, h, segment, cluster, wanted);
@@ -180,13 +195,13 @@ static bool add_refined(const dp_row_format *f, dp_head_step *h, const dp_segmen
 /* Lists what is read of a segment's clusters that are refined (bits: SELECT_REFINE) or only scanned (SELECT_SCAN), and at
  * `estimated`, which has room for the segment's clusters, those of which something is left to be estimated; returns how many. */
 static size_t add_read(const dp_step *step, dp_head_step *h, const dp_segment *segment, const uint8_t *flags,
-                       const uint8_t *wanted, uint8_t bits, uint16_t *estimated)
+                       const uint8_t *wanted, uint8_t bits, size_t room, uint16_t *estimated)
 {
     const size_t n = step->kernels->list_flagged(flags, segment->n_clusters, bits | SELECT_REFINE, bits, estimated);
     size_t n_estimated = 0;
     for (size_t i = 0; i < n; i++) {
         const uint16_t c = estimated[i];
-        if (add_refined(&step->sequence->format, h, segment, c, flags[c], wanted + segment->offset[c]))
+        if (add_refined(&step->sequence->format, h, segment, c, flags[c], wanted + segment->offset[c], room))
             estimated[n_estimated++] = c;
     }
     return n_estimated;
@@ -195,7 +210,7 @@ static size_t add_read(const dp_step *step, dp_head_step *h, const dp_segment *s
 void dp_pieces_selected(const dp_step *step, dp_head_step *h)
 {
     const dp_row_format *const f = &step->sequence->format;
-    const size_t first = h->n_pieces;
+    const size_t first = h->n_pieces, room = single_pieces(step, h->head);
     size_t position = 0, token = 0, n = 0; /* of the segment; estimated clusters */
     for (uint32_t s = 0; s < h->head->n_segments; s++) {
         const dp_segment *const segment = &h->head->segments[s];
@@ -203,8 +218,8 @@ void dp_pieces_selected(const dp_step *step, dp_head_step *h)
         h->estimates[s] = (dp_estimates){.first = (uint32_t)n, .position = (uint32_t)position};
         n += step->kernels->list_flagged(flags, segment->n_clusters, SELECT_ESTIMATE | SELECT_READ, SELECT_ESTIMATE,
                                          h->estimated + n);
-        n += add_read(step, h, segment, flags, wanted, SELECT_REFINE, h->estimated + n);
-        n += add_read(step, h, segment, flags, wanted, SELECT_SCAN, h->estimated + n);
+        n += add_read(step, h, segment, flags, wanted, SELECT_REFINE, room, h->estimated + n);
+        n += add_read(step, h, segment, flags, wanted, SELECT_SCAN, room, h->estimated + n);
         if (dp_segment_stale(segment)) continue;
         token += segment->n_tokens;
         position += (size_t)segment->n_panels * DP_PANEL;

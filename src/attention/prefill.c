@@ -205,18 +205,30 @@ static void prefill_worker(void *argument, int thread, int n_threads)
 /* Queries of a call that are looked at: more change nothing, and cost. */
 enum { OBSERVED_QUERIES = 64 };
 
-static dp_status observe(dp_sequence *s, uint32_t layer, size_t n_queries, const float *q, const char *caller)
+/* Makes room in every head for sums over queries; after a failure those that have seen none have no room. */
+static dp_status reserve_sums(dp_sequence *s, uint32_t layer, const char *caller)
+{
+    const size_t dim = s->format.key_dim;
+    dp_head *const heads = s->layers[layer].heads;
+    uint32_t h = 0;
+    while (h < s->config.n_kv_heads && (heads[h].queries.settled || dp_queries_reserve(&heads[h].queries, s->runtime, dim))) h++;
+    if (h == s->config.n_kv_heads) return DP_OK;
+    while (h-- > 0)
+        if (!heads[h].queries.n) dp_queries_free(&heads[h].queries, s->runtime, dim);
+    return dp_no_memory(s->runtime, "%s: no memory for the queries' moments", caller);
+}
+
+/* After reserve_sums. */
+static void observe(dp_sequence *s, uint32_t layer, size_t n_queries, const float *q)
 {
     const size_t dim = s->format.key_dim, n_heads = s->config.n_query_heads;
     const size_t n = n_queries < OBSERVED_QUERIES ? n_queries : OBSERVED_QUERIES;
     for (uint32_t h = 0; h < s->config.n_kv_heads; h++) {
         dp_queries *const queries = &s->layers[layer].heads[h].queries;
         for (size_t i = 0; i < n && !queries->settled; i++)
-            if (!dp_queries_add(queries, s->runtime, dim,
-                                q + ((i + 1) * n_queries / n - 1) * n_heads * dim + h * s->group * dim, dim, s->group))
-                return dp_no_memory(s->runtime, "%s: no memory for the queries' moments", caller);
+            dp_queries_add(queries, dim, q + ((i + 1) * n_queries / n - 1) * n_heads * dim + h * s->group * dim, dim,
+                           s->group);
     }
-    return DP_OK;
 }
 
 dp_status dp_observe_queries(dp_sequence *s, uint32_t layer, size_t n_queries, const float *q)
@@ -226,7 +238,9 @@ dp_status dp_observe_queries(dp_sequence *s, uint32_t layer, size_t n_queries, c
         return dp_fail(s->runtime, DP_ERR_INVALID, "dp_observe_queries: layer %u of %u", layer, s->config.n_layers);
     if (!n_queries || !q)
         return dp_fail(s->runtime, DP_ERR_INVALID, "dp_observe_queries: %s", q ? "n_queries is 0" : "q is NULL");
-    return observe(s, layer, n_queries, q, "dp_observe_queries");
+    const dp_status status = reserve_sums(s, layer, "dp_observe_queries");
+    if (!status) observe(s, layer, n_queries, q);
+    return status;
 }
 
 dp_status dp_prefill(dp_sequence *s, uint32_t layer, size_t n_queries, const float *q, float *out, float *lse)
@@ -243,8 +257,6 @@ dp_status dp_prefill(dp_sequence *s, uint32_t layer, size_t n_queries, const flo
                        "dp_prefill: n_queries is %zu, must be in [1, %zu], the last tokens not yet"
                        " clustered",
                        n_queries, unclustered);
-    const dp_status status = observe(s, layer, n_queries, q, "dp_prefill");
-    if (status) return status;
     job.queries_per_task = ROW_TARGET / s->group ? ROW_TARGET / s->group : 1;
     if (job.queries_per_task > n_queries) job.queries_per_task = n_queries;
     job.n_blocks = (n_queries + job.queries_per_task - 1) / job.queries_per_task;
@@ -255,8 +267,12 @@ dp_status dp_prefill(dp_sequence *s, uint32_t layer, size_t n_queries, const flo
     const size_t n_tasks = job.n_blocks * s->config.n_kv_heads, n_threads = (size_t)dp_team_size(rt);
     dp_scratch *const scratch = dp_scratch_acquire(rt, job.scratch_bytes * (n_tasks < n_threads ? n_tasks : n_threads));
     if (!scratch) return dp_no_memory(rt, "dp_prefill: no memory for %zu bytes of scratch per thread", measured.used);
-    job.scratch = scratch->base;
-    dp_team_run(rt, prefill_worker, &job);
+    const dp_status status = reserve_sums(s, layer, "dp_prefill"); /* last, since from here on nothing fails */
+    if (!status) {
+        observe(s, layer, n_queries, q);
+        job.scratch = scratch->base;
+        dp_team_run(rt, prefill_worker, &job);
+    }
     dp_scratch_release(rt, scratch);
-    return DP_OK;
+    return status;
 }

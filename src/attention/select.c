@@ -27,9 +27,9 @@ static float find_threshold(const dp_step *step, ranking r, double need, float f
     const size_t n = kernels->list_at_least(r.rank, same ? NULL : r.value, r.n, floor, r.left_rank, r.left_value);
     const float *const rank = r.left_rank, *const value = same ? rank : r.left_value;
     const float top = kernels->max(rank, n);
-    if (!(floor < top)) return floor;
+    if (!(floor < top && top < INFINITY)) return floor;
     if (kernels->sum_at_least(rank, value, n, top) >= need) return top;
-    float low = log2f(floor / top), high = 0.0f; /* exponents, relative to the top */
+    float low = log2f(floor) - log2f(top), high = 0.0f; /* exponents, relative to the top; the quotient may be 0 */
     while (high - low > 0.003f) {
         const float middle = 0.5f * (low + high);
         if (kernels->sum_at_least(rank, value, n, top * exp2f(middle)) >= need)

@@ -49,15 +49,12 @@ static size_t due_in(const dp_sequence *s, uint32_t layer, uint32_t kv_head, due
     return due(s, head, first_of_tail(s, layer, head), head->tail.n - s->config.window);
 }
 
-/* A last segment that does not fill a panel of centroids takes the next tokens in, where a segment may be so long: it is
- * built anew with them. Without that, short appends and many calls of dp_build_index would leave a trail of panels that
- * are mostly padding. Returns the segment, NULL where there is none to be extended by so many tokens. */
+/* The last segment where it takes so many tokens in, else NULL. */
 static const dp_segment *extended(const dp_sequence *s, const dp_head *head, size_t tokens)
 {
     if (!tokens || !head->n_segments) return NULL;
     const dp_segment *const last = &head->segments[head->n_segments - 1];
-    const bool small = last->n_tokens < DP_PANEL * dp_build_cluster_tokens(&s->config, last->first_token);
-    return small && last->n_tokens + tokens <= dp_build_segment_tokens(&s->config, last->first_token) ? last : NULL;
+    return dp_build_extends(&s->config, last->first_token, last->n_tokens, tokens) ? last : NULL;
 }
 
 /* Stale segments of a layer are due, too, where it is not dense for good; all of them, or `most` in its first heads that
@@ -83,6 +80,7 @@ typedef struct build_job {
     dp_sequence *sequence;
     build_task *tasks;
     size_t n_tasks;
+    dp_queries *unsettled; /* [layers][KV heads] sums over queries as they were, of heads where they settle now */
     dp_ticket ticket, workers;
     char *scratch; /* [workers that get a task][scratch_bytes] */
     size_t scratch_bytes;
@@ -226,6 +224,43 @@ static void drop_clustered(dp_sequence *s, uint32_t layer, uint32_t kv_head, siz
     dp_rows_drop(&head->tail, &s->format, tokens);
 }
 
+/* Whether the head's sums over queries are to settle: before its first segment, so that all segments of a head have one
+ * metric. */
+static bool settles(const dp_sequence *s, uint32_t layer, uint32_t kv_head, due_fn due)
+{
+    const dp_head *const head = &s->layers[layer].heads[kv_head];
+    return !head->n_segments && !head->queries.settled && head->queries.n && due_in(s, layer, kv_head, due);
+}
+
+/* Settles what settles; what it was goes to job->unsettled. False where there is no memory for that. */
+static bool settle_queries(build_job *job, uint32_t first, uint32_t last, due_fn due)
+{
+    dp_sequence *const s = job->sequence;
+    dp_queries *before = job->unsettled;
+    for (uint32_t l = first; l < last; l++)
+        for (uint32_t h = 0; h < s->config.n_kv_heads; h++, before++) {
+            dp_queries *const queries = &s->layers[l].heads[h].queries;
+            if (!settles(s, l, h, due)) continue;
+            if (!dp_queries_copy(before, queries, s->runtime, s->format.key_dim)) return false;
+            dp_queries_settle(queries, s->format.key_dim, s->config.query_metric, s->config.query_origin);
+        }
+    return true;
+}
+
+/* Frees what the sums were, or makes them that again. */
+static void drop_unsettled(const build_job *job, uint32_t first, uint32_t last, bool restore)
+{
+    dp_sequence *const s = job->sequence;
+    dp_queries *before = job->unsettled;
+    for (uint32_t l = first; l < last; l++)
+        for (uint32_t h = 0; h < s->config.n_kv_heads; h++, before++) {
+            if (!before->vector) continue;
+            dp_queries *const queries = &s->layers[l].heads[h].queries, settled = *queries;
+            if (restore) *queries = *before, *before = settled;
+            dp_queries_free(before, s->runtime, s->format.key_dim);
+        }
+}
+
 /* Clusters what is due in layers [first, last), of each layer's stale segments most_stale. After a failure everything is
  * as it was. */
 static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_fn due, size_t most_stale,
@@ -242,7 +277,8 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
     if (!n_tasks) return DP_OK;
 
     build_job job = {.sequence = s};
-    const size_t tasks_bytes = (n_tasks * sizeof *job.tasks + 63) & ~(size_t)63;
+    const size_t tasks_bytes = (n_tasks * sizeof *job.tasks + 63) & ~(size_t)63,
+                 sums_bytes = ((last - first) * n_heads * sizeof *job.unsettled + 63) & ~(size_t)63;
     size_t largest = 0, copied = 0; /* tokens of a segment; of one whose rows are put together first */
     for (uint32_t l = first; l < last; l++)
         for (uint32_t h = 0; h < n_heads; h++) {
@@ -259,9 +295,10 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
     if (s->format.borrowed) copied = largest;
     job.scratch_bytes = dp_build_scratch_bytes(s, largest) + dp_segment_row_bytes(&s->format, copied) + 128;
     const size_t scratch_bytes = job.scratch_bytes * min_size(n_tasks, (size_t)dp_team_size(rt));
-    dp_scratch *const scratch = dp_scratch_acquire(rt, tasks_bytes + scratch_bytes);
+    dp_scratch *const scratch = dp_scratch_acquire(rt, tasks_bytes + sums_bytes + scratch_bytes);
     if (!scratch) return dp_no_memory(rt, "%s: no memory to cluster %zu tokens", caller, largest);
     job.tasks = dp_scratch_take(scratch, tasks_bytes);
+    job.unsettled = memset(dp_scratch_take(scratch, sums_bytes), 0, sums_bytes);
     job.scratch = dp_scratch_take(scratch, scratch_bytes);
 
     bool ok = true;
@@ -269,15 +306,16 @@ static dp_status cluster_due(dp_sequence *s, uint32_t first, uint32_t last, due_
         size_t stale = due_stale(s, l, most_stale);
         for (uint32_t h = 0; h < n_heads && ok; h++) {
             dp_head *const head = &s->layers[l].heads[h];
-            if (!head->n_segments && due_in(s, l, h, due)) /* all segments of a head have one metric */
-                dp_queries_settle(&head->queries, s->format.key_dim, s->config.query_metric, s->config.query_origin);
             ok = plan_head(&job, head, first_of_tail(s, l, head), due_in(s, l, h, due), &stale);
         }
     }
+    ok = ok && settle_queries(&job, first, last, due);
     if (ok) dp_team_run(rt, build_worker, &job);
-    for (size_t i = 0; i < job.n_tasks && (!ok || job.failed); i++)
+    const bool built = ok && !job.failed;
+    drop_unsettled(&job, first, last, !built);
+    for (size_t i = 0; i < job.n_tasks && !built; i++)
         dp_segment_free(&job.tasks[i].head->segments[job.tasks[i].segment], s->arenas[job.tasks[i].head->arena]);
-    for (size_t i = 0; i < job.n_tasks && ok && !job.failed; i++) attach(s, &job.tasks[i]);
+    for (size_t i = 0; i < job.n_tasks && built; i++) attach(s, &job.tasks[i]);
     dp_scratch_release(rt, scratch);
     if (!ok) return dp_no_memory(rt, "%s: no memory for the index", caller);
     if (job.failed) return dp_fail(rt, DP_ERR_SYSTEM, "%s: oneDNN could not multiply matrices", caller);

@@ -59,6 +59,12 @@ size_t dp_build_clusters(const dp_sequence_config *config, uint64_t first_token,
     return n ? n : 1;
 }
 
+bool dp_build_extends(const dp_sequence_config *config, uint64_t first_token, size_t n_tokens, size_t more)
+{
+    const bool small = n_tokens < DP_PANEL * dp_build_cluster_tokens(config, first_token);
+    return small && n_tokens + more <= dp_build_segment_tokens(config, first_token);
+}
+
 static build carve(const dp_sequence *s, uint64_t first_token, size_t n, dp_scratch *scratch)
 {
     const size_t n_clusters = dp_build_clusters(&s->config, first_token, n);

@@ -11,6 +11,11 @@ size_t dp_build_segment_tokens(const dp_sequence_config *config, uint64_t first_
 size_t dp_build_cluster_tokens(const dp_sequence_config *config, uint64_t first_token);
 size_t dp_build_clusters(const dp_sequence_config *config, uint64_t first_token, size_t n_tokens);
 
+/* Whether a head's last segment, of n_tokens from first_token on, takes `more` tokens in, where a segment may be so long: it is
+ * built anew with them if it does not fill a panel of centroids. Without that, short appends and many calls of dp_build_index
+ * would leave a trail of panels that are mostly padding. */
+bool dp_build_extends(const dp_sequence_config *config, uint64_t first_token, size_t n_tokens, size_t more);
+
 /* Bytes of scratch that dp_build_segment needs for up to n_tokens, wherever they begin. */
 size_t dp_build_scratch_bytes(const dp_sequence *sequence, size_t n_tokens);
 

@@ -17,10 +17,8 @@ bool dp_queries_reserve(dp_queries *s, dp_runtime *rt, size_t dim)
     return s->vector != NULL;
 }
 
-bool dp_queries_add(dp_queries *s, dp_runtime *rt, size_t dim, const float *q, size_t stride, size_t n)
+void dp_queries_add(dp_queries *s, size_t dim, const float *q, size_t stride, size_t n)
 {
-    if (s->settled) return true;
-    if (!dp_queries_reserve(s, rt, dim)) return false;
     float *const moment = dp_queries_factor(s, dim);
     for (size_t r = 0; r < n; r++, q += stride) {
         float norm2 = 0;
@@ -32,7 +30,6 @@ bool dp_queries_add(dp_queries *s, dp_runtime *rt, size_t dim, const float *q, s
         }
         s->n++;
     }
-    return true;
 }
 
 /* Solves L y = y in place. */

@@ -31,9 +31,9 @@ static inline float *dp_queries_factor(const dp_queries *queries, size_t dim)
 /* Makes room for the sums; false where there is no memory. */
 bool dp_queries_reserve(dp_queries *queries, dp_runtime *runtime, size_t dim);
 
-/* Adds n rows, row i at q + i * stride, unless the sums have settled. Rows that are not finite are passed over. False
- * where there is no memory. */
-bool dp_queries_add(dp_queries *queries, dp_runtime *runtime, size_t dim, const float *q, size_t stride, size_t n);
+/* Adds n rows, row i at q + i * stride, where there is room and the sums have not settled. Rows that are not finite are
+ * passed over. */
+void dp_queries_add(dp_queries *queries, size_t dim, const float *q, size_t stride, size_t n);
 
 /* Settles, if anything was seen. The shares: of the moments in the metric, of the mean in the origin. */
 void dp_queries_settle(dp_queries *queries, size_t dim, float metric_share, float origin_share);

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "simd/half.h"
+
 /* Tokens from which a segment has a slope, which is as long as key_dim mean values: those of 16 * key_dim tokens. */
 enum { SLOPE_TOKENS = 4096 };
 
@@ -104,14 +106,24 @@ void dp_segment_bind(dp_segment *s, const dp_row_format *format, char *rows, cha
     atomic_init(s->holders, 1);
 }
 
+/* What selection computes with: numbers as dp_build_segment makes them. A NaN says that keys were. */
+static bool describes(const dp_segment *s, uint32_t cluster)
+{
+    const float size = dp_f32_from_bf16(s->size[cluster]), spread = dp_f32_from_bf16(s->spread[cluster]),
+                limit = dp_f32_from_bf16(s->limit[cluster]);
+    if (cluster >= s->n_clusters) return size == 0 && spread == 0 && limit == 0;
+    const float most = 1.01f * (float)dp_segment_size(s, cluster); /* rounded up */
+    return !(size < 0) && !(size > most) && !(spread < 0) && limit >= 0 && limit <= 8; /* sqrt(2 log 65536) is 4.7 */
+}
+
 bool dp_segment_is_sound(const dp_segment *s)
 {
     uint64_t seen[(UINT16_MAX + 1) / 64] = {0};
     if (s->offset[0] || s->offset[s->n_clusters] != s->n_tokens) return false;
     for (uint32_t c = 0; c < s->n_clusters; c++)
         if (s->offset[c] > s->offset[c + 1]) return false;
-    for (uint32_t c = s->n_clusters; c < s->n_panels * DP_PANEL; c++)
-        if (s->size[c]) return false;
+    for (uint32_t c = 0; c < s->n_panels * DP_PANEL; c++)
+        if (!describes(s, c)) return false;
     for (uint32_t t = 0; t < s->n_tokens; t++) {
         const uint16_t token = s->token[t];
         if (token >= s->n_tokens || seen[token / 64] >> token % 64 & 1) return false;

@@ -226,7 +226,7 @@ static dp_status read_config(loader *l, const dp_sequence_config *expected)
         return DAMAGE(l, "the table's settings make no sense: rows that a file holds are not borrowed");
     /* Before what depends on these numbers is allocated, the table must have room for what they announce. */
     const uint64_t n_heads = (uint64_t)l->config.n_layers * l->config.n_kv_heads;
-    if (l->config.n_layers > l->header.table_bytes || n_heads * sizeof(dp_snapshot_head) > l->header.table_bytes)
+    if (l->config.n_layers > l->header.table_bytes || n_heads > l->header.table_bytes / sizeof(dp_snapshot_head))
         return DAMAGE(l, "the table is too short for so many layers and KV heads");
     l->n_heads = (size_t)n_heads;
     l->parts = dp_snapshot_lay_table(config_bytes, l->config.n_layers, l->n_heads, 0, 0);
@@ -477,7 +477,7 @@ dp_status dp_sequence_load(dp_runtime *rt, const char *path, const dp_load_optio
     if (l.options.note_size && !l.options.note)
         return dp_fail(rt, DP_ERR_INVALID, "dp_sequence_load: options->note is NULL, but note_size is not 0");
 
-    l.file = open(path, O_RDONLY | O_CLOEXEC);
+    l.file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (l.file < 0) return FAIL(&l, DP_ERR_SYSTEM, "%s", strerror(errno));
     const dp_status status = load(&l, l.options.config ? &expected : NULL);
     close(l.file);

@@ -262,21 +262,34 @@ static void touch(char *base, size_t bytes)
     for (size_t i = 0; i < bytes; i += page) ((volatile char *)base)[i] = 0;
 }
 
-bool dp_arena_reserve(dp_arena *arena, size_t bytes)
+bool dp_arena_has_spare(dp_arena *arena, size_t bytes)
 {
     pthread_mutex_lock(&arena->lock);
     const bool enough = arena->spare.bytes >= bytes;
-    char *const base = enough ? NULL : alloc_locked(arena, bytes);
     pthread_mutex_unlock(&arena->lock);
-    if (!base) return enough;
+    return enough;
+}
+
+bool dp_arena_reserve(dp_arena *arena, size_t bytes)
+{
+    if (dp_arena_has_spare(arena, bytes)) return true;
+    pthread_mutex_lock(&arena->lock);
+    char *const base = alloc_locked(arena, bytes);
+    pthread_mutex_unlock(&arena->lock);
+    if (!base) return false;
     touch(base, bytes); /* which takes long: a piece like others meanwhile */
     pthread_mutex_lock(&arena->lock);
-    const dp_range before = arena->spare;
-    arena->spare = (dp_range){.base = base, .bytes = bytes};
+    dp_range spare = {.base = base, .bytes = bytes}, other = arena->spare;
+    if (other.bytes > spare.bytes) { /* a fork has reserved more in the meantime */
+        arena->spare = spare;
+        spare = other;
+        other = arena->spare;
+    }
+    arena->spare = spare;
     arena->piece_bytes -= bytes;
-    if (before.bytes) {
-        arena->piece_bytes += before.bytes; /* release_locked() takes them off again */
-        release_locked(arena, before);
+    if (other.bytes) {
+        arena->piece_bytes += other.bytes; /* release_locked() takes them off again */
+        release_locked(arena, other);
     }
     pthread_mutex_unlock(&arena->lock);
     return true;

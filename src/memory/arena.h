@@ -52,8 +52,10 @@ static inline size_t dp_arena_piece_bytes(size_t bytes)
 void *dp_arena_alloc(dp_arena *arena, size_t bytes);
 
 /* Has the system provide the memory of the next pieces, of so many bytes together (as dp_arena_piece_bytes() says), ahead
- * of time: they take no page that was not touched yet. False where there is no memory; nothing has changed then. */
+ * of time: they take no page that was not touched yet. False where there is no memory; nothing has changed then. And
+ * whether there is so much already. */
 bool dp_arena_reserve(dp_arena *arena, size_t bytes);
+bool dp_arena_has_spare(dp_arena *arena, size_t bytes);
 
 /* Makes pages that were mapped elsewhere an area, all of it handed out in n_pieces whose sizes are what
  * dp_arena_piece_bytes() says: they come back one by one as the others do. False where there is no memory; the pages are

@@ -32,20 +32,26 @@ static void free_stale(dp_runtime *rt, uint64_t call)
     }
 }
 
-/* How well a buffer fits. */
-static int fit(const dp_scratch *scratch, size_t bytes)
+/* Bytes that a new buffer gets: contexts grow, so there is room for the next calls; 0 for more than there can be. */
+static size_t with_room(const dp_runtime *rt, size_t bytes)
 {
-    return !scratch ? 0 : scratch->bytes < bytes ? 1 : scratch->bytes / 4 > bytes ? 2 : 3;
+    return dp_pages_round(rt, bytes + bytes / 4);
+}
+
+/* How well a buffer fits: 0 none, 1 too small, 2 far too large, 3 well. */
+static int fit(const dp_runtime *rt, const dp_scratch *scratch, size_t bytes)
+{
+    return !scratch ? 0 : scratch->bytes < bytes ? 1 : scratch->bytes / 4 > with_room(rt, bytes) ? 2 : 3;
 }
 
 /* Takes the idle buffer that fits best: small calls leave the large ones to large calls. */
 static dp_scratch *take_idle(dp_runtime *rt, size_t bytes)
 {
     dp_scratch *best = NULL;
-    for (int i = 0; i < DP_SCRATCH_SLOTS && fit(best, bytes) < 3; i++) {
+    for (int i = 0; i < DP_SCRATCH_SLOTS && fit(rt, best, bytes) < 3; i++) {
         dp_scratch *found = atomic_exchange(&rt->scratch[i], NULL);
         if (!found) continue;
-        if (fit(found, bytes) > fit(best, bytes)) {
+        if (fit(rt, found, bytes) > fit(rt, best, bytes)) {
             dp_scratch *const other = best;
             best = found;
             found = other;
@@ -55,30 +61,50 @@ static dp_scratch *take_idle(dp_runtime *rt, size_t bytes)
     return best;
 }
 
+/* Gives a buffer memory; false where there is none, and the buffer is as it was. */
+static bool provide(dp_runtime *rt, dp_scratch *scratch, size_t bytes)
+{
+    const size_t rounded = with_room(rt, bytes);
+    char *const base = rounded ? dp_pages_alloc(rt, rounded, DP_NODE_ANY) : NULL;
+    if (!base) return false;
+    atomic_fetch_add(&rt->scratch_bytes, rounded);
+    scratch->base = base;
+    scratch->bytes = rounded;
+    return true;
+}
+
+/* A new buffer, NULL where there is no memory for it. */
+static dp_scratch *scratch_new(dp_runtime *rt, size_t bytes)
+{
+    dp_scratch *const scratch = dp_heap_resize(rt, NULL, 0, sizeof *scratch);
+    if (!scratch) return NULL;
+    atomic_fetch_add(&rt->scratch_bytes, sizeof *scratch);
+    if (provide(rt, scratch, bytes)) return scratch;
+    scratch_free(rt, scratch);
+    return NULL;
+}
+
 dp_scratch *dp_scratch_acquire(dp_runtime *rt, size_t bytes)
 {
     const uint64_t call = atomic_fetch_add(&rt->calls, 1) + 1;
     if (call % (DP_SCRATCH_CALLS / 4) == 0) free_stale(rt, call);
     dp_scratch *scratch = take_idle(rt, bytes);
-    if (scratch && scratch->bytes >= bytes) {
-        if (fit(scratch, bytes) == 3) scratch->last_call = call;
-        scratch->used = 0;
-        return scratch;
+    if (fit(rt, scratch, bytes) == 1) {
+        free_base(rt, scratch); /* first, so that the limit does not count both */
+        if (!provide(rt, scratch, bytes)) {
+            dp_scratch_release(rt, scratch);
+            return NULL;
+        }
+    } else if (fit(rt, scratch, bytes) != 3) {
+        /* Small calls get a buffer of their own: if they lived on a large one it would never be given up, or be missing in
+         * some later call that should not have to allocate. Only where there is no memory do they share it. */
+        dp_scratch *const own = scratch_new(rt, bytes);
+        if (!own && !scratch) return NULL;
+        if (own && scratch) dp_scratch_release(rt, scratch);
+        if (own) scratch = own;
     }
-    if (!scratch) {
-        scratch = dp_heap_resize(rt, NULL, 0, sizeof *scratch);
-        if (!scratch) return NULL;
-        atomic_fetch_add(&rt->scratch_bytes, sizeof *scratch);
-    }
-    free_base(rt, scratch);                                       /* first, so that the limit does not count both */
-    const size_t rounded = dp_pages_round(rt, bytes + bytes / 4); /* contexts grow: leave room for the next calls */
-    char *const base = rounded ? dp_pages_alloc(rt, rounded, DP_NODE_ANY) : NULL;
-    if (!base) {
-        dp_scratch_release(rt, scratch);
-        return NULL;
-    }
-    atomic_fetch_add(&rt->scratch_bytes, rounded);
-    *scratch = (dp_scratch){.base = base, .bytes = rounded, .last_call = call};
+    if (fit(rt, scratch, bytes) == 3) scratch->last_call = call;
+    scratch->used = 0;
     return scratch;
 }
 

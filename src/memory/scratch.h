@@ -1,6 +1,6 @@
 /* Work buffers of a call. The runtime keeps the idle ones in a fixed set of slots that are exchanged atomically, so a
- * call takes one without a lock and, once a call of its size was made, without allocation. Buffers that were of no use
- * for DP_SCRATCH_CALLS calls, too many or too large, are given back. */
+ * call takes one without a lock and, once a call of its size was made, without allocation: a buffer serves calls of a
+ * quarter of its size and more. Those that were of no use for DP_SCRATCH_CALLS calls are given back. */
 #ifndef DP_MEMORY_SCRATCH_H
 #define DP_MEMORY_SCRATCH_H
 
@@ -15,7 +15,7 @@ typedef struct dp_scratch {
     char *base;
     size_t bytes; /* capacity */
     size_t used;
-    uint64_t last_call; /* of the runtime's calls the last that needed a good part of it */
+    uint64_t last_call; /* of the runtime's calls the last that it fitted well */
 } dp_scratch;
 
 /* A buffer of at least `bytes`; NULL where there is no memory. Pair with dp_scratch_release. */

@@ -64,6 +64,8 @@ static void bind_worker(const dp_runtime *rt, int thread)
     bound_for = was_bound ? rt->id : 0;
 }
 
+static _Thread_local int largest; /* team that this thread has started */
+
 void dp_team_run(const dp_runtime *rt, dp_team_fn fn, void *argument)
 {
     if (without_workers) {
@@ -73,7 +75,9 @@ void dp_team_run(const dp_runtime *rt, dp_team_fn fn, void *argument)
         omp_set_num_threads(n_threads);
         return;
     }
-#pragma omp parallel num_threads(dp_team_size(rt))
+    const int n_threads = dp_team_size(rt);
+    if (n_threads > largest) largest = n_threads;
+#pragma omp parallel num_threads(n_threads)
     {
         /* In a team of one omp_in_parallel() is false, and oneDNN would start a team of its own: results would then
          * depend on the number of threads. The setting belongs to this task alone and ends with the region. */
@@ -86,8 +90,9 @@ void dp_team_run(const dp_runtime *rt, dp_team_fn fn, void *argument)
 
 void dp_team_unbind(const dp_runtime *rt)
 {
-    if (rt->config.pinning == DP_PIN_OFF || without_workers) return;
-#pragma omp parallel num_threads(rt->n_threads)
+    const int n_threads = largest < dp_team_size(rt) ? largest : dp_team_size(rt); /* no thread starts just for this */
+    if (rt->config.pinning == DP_PIN_OFF || without_workers || !n_threads) return;
+#pragma omp parallel num_threads(n_threads)
     if (bound_for == rt->id) unbind_worker(rt);
 }
 
