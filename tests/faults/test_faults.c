@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "faults.h"
+#include "kv/sequence.h"
 #include "scratch.h"
 #include "unit.h"
 
@@ -77,6 +78,13 @@ static void prompt(world *w)
 {
     empty_sequence(w);
     for (size_t t = 0; t < 2100; t += 300) ck_assert_int_eq(append_all(w, t, 300), DP_OK);
+}
+
+/* As while it is read: the index is to be built in the metric of its queries. */
+static void observed(world *w)
+{
+    prompt(w);
+    for (uint32_t l = 0; l < LAYERS; l++) ck_assert_int_eq(dp_observe_queries(w->s, l, PREFILL, q), DP_OK);
 }
 
 static void indexed(world *w)
@@ -171,6 +179,11 @@ static dp_status build(world *w)
     return dp_build_index(w->s, DP_ALL_LAYERS);
 }
 
+static dp_status observe(world *w)
+{
+    return dp_observe_queries(w->s, 1, PREFILL, q);
+}
+
 static dp_status reserve(world *w)
 {
     return dp_sequence_reserve(w->s, 250000); /* more than what is mapped */
@@ -241,6 +254,9 @@ static const struct scenario {
     {"dp_append", about_to_cluster, decode_tokens, true},
     {"dp_build_index", prompt, build, false},
     {"dp_build_index", pinned, build, false},
+    {"dp_build_index", observed, build, false},
+    {"dp_observe_queries", prompt, observe, false},
+    {"dp_prefill", observed, prefill, false},
     {"dp_sequence_reserve", indexed, reserve, false},
     {"dp_sequence_truncate", indexed, truncate_clusters, false},
     {"dp_sequence_fork", indexed, fork_it, false},
@@ -267,7 +283,7 @@ typedef struct view {
     uint64_t reserved; /* bytes; a call that fails may leave a larger buffer, but in the end nothing is in excess */
     float decoded[2][LAYERS][2][OUT]; /* of the sequence and the one that was created from it: sparse, dense */
     float out[3][PREFILL * OUT];
-    uint32_t file; /* FNV-1a of its bytes */
+    uint32_t file, sums; /* FNV-1a of its bytes; of what is summed up of queries */
 } view;
 
 static void look_at(dp_sequence *s, float decoded[LAYERS][2][OUT])
@@ -281,12 +297,29 @@ static void look_at(dp_sequence *s, float decoded[LAYERS][2][OUT])
         }
 }
 
+static uint32_t hash_byte(uint32_t hash, int byte)
+{
+    return (hash ^ (uint32_t)byte) * 16777619u;
+}
+
 static uint32_t hash_of(const char *path)
 {
     uint32_t hash = 2166136261u;
     FILE *const file = fopen(path, "rb");
-    for (int byte; file && (byte = fgetc(file)) != EOF;) hash = (hash ^ (uint32_t)byte) * 16777619u;
+    for (int byte; file && (byte = fgetc(file)) != EOF;) hash = hash_byte(hash, byte);
     if (file) fclose(file);
+    return hash;
+}
+
+static uint32_t hash_of_sums(const dp_sequence *s)
+{
+    uint32_t hash = 2166136261u;
+    for (uint32_t h = 0; h < LAYERS * KV_HEADS; h++) {
+        const dp_queries *const queries = &s->heads[h].queries;
+        const unsigned char *const bytes = (const unsigned char *)queries->vector;
+        hash = hash_byte(hash_byte(hash, (int)queries->n), queries->settled);
+        for (size_t i = 0; i < dp_queries_bytes(queries, DIM); i++) hash = hash_byte(hash, bytes[i]);
+    }
     return hash;
 }
 
@@ -302,6 +335,7 @@ static void look(const world *w, view *v)
     v->clusters = m.clusters;
     v->clustered = m.clustered_tokens;
     v->reserved = m.reserved_bytes;
+    v->sums = hash_of_sums(w->s);
     for (uint32_t l = 0; l < LAYERS; l++) v->tokens[l] = dp_sequence_tokens(w->s, l);
     look_at(w->s, v->decoded[0]);
     if (w->created) look_at(w->created, v->decoded[1]);

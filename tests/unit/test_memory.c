@@ -1,8 +1,13 @@
 /* The memory limit and the figures: exact, never exceeded, and a sequence that was refused more is as it was. */
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 
 #include "index/build.h"
 #include "memory/scratch.h"
+#include "memory/system.h"
 #include "unit.h"
 
 enum { HEADS = 4, KV_HEADS = 2, DIM = 64, OUT = HEADS * DIM, TOKENS = 9000 };
@@ -19,15 +24,21 @@ static dp_runtime *limited(uint64_t limit, dp_huge_pages huge_pages)
     return rt;
 }
 
-static dp_sequence *new_sequence(dp_runtime *rt, const cache *c)
+static dp_sequence *new_sequence_of(dp_runtime *rt, const cache *c, uint32_t tokens_per_cluster)
 {
     dp_sequence_config config = sequence_config(c, HEADS, DP_BF16);
     config.segment_tokens = 1024;
     config.pending_tokens = 256;
     config.n_layers = 2;
+    config.tokens_per_cluster = tokens_per_cluster;
     dp_sequence *s;
     ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
     return s;
+}
+
+static dp_sequence *new_sequence(dp_runtime *rt, const cache *c)
+{
+    return new_sequence_of(rt, c, 16);
 }
 
 /* The runtime's figure is the sum over its sequences and scratch, to the byte, and ends at 0. */
@@ -35,7 +46,6 @@ START_TEST(figures_add_up)
 {
     rng r = {47};
     cache c = cache_create(&r, TOKENS, KV_HEADS, DIM, DIM, DP_BF16);
-    dp_runtime *const rt = limited(0, _i ? DP_HUGE_PAGES_TRANSPARENT : DP_HUGE_PAGES_OFF);
     ck_assert_uint_eq(info_of(rt).memory_bytes, 0);
     dp_sequence *const a = new_sequence(rt, &c), *const b = new_sequence(rt, &c);
     append(a, &c, 0, 4000, 500);
@@ -68,12 +78,10 @@ START_TEST(refused_at_any_limit)
 {
     rng r = {53};
     cache c = cache_create(&r, TOKENS, KV_HEADS, DIM, DIM, DP_BF16);
-    dp_runtime *const free_rt = limited(0, DP_HUGE_PAGES_OFF);
     float q[OUT], out[OUT], wanted[OUT];
     make_queries(&r, &c, 1, HEADS, q);
     int refused_appends = 0, done = 0;
     for (uint64_t limit = 1 << 20; !done; limit += limit / 8) {
-        dp_runtime *const rt = limited(limit, DP_HUGE_PAGES_OFF);
         dp_sequence *const s = new_sequence(rt, &c), *const reference = new_sequence(free_rt, &c);
         char text[256] = "";
         dp_status status = DP_OK;
@@ -123,19 +131,34 @@ START_TEST(refused_at_any_limit)
 }
 END_TEST
 
+/* Appends to both layers, token by token where they are decoded; returns the pages that the system had to find. */
+static long grow(dp_sequence *s, const cache *c, size_t first, size_t last, size_t chunk)
+{
+    struct rusage before, after;
+    int failed = 0;
+    getrusage(RUSAGE_SELF, &before);
+    for (uint32_t layer = 0; layer < 2; layer++)
+        for (size_t t = first; t < last; t += chunk)
+            failed += dp_append(s, layer, chunk, c->k + t * KV_HEADS * DIM, 0, c->v + t * KV_HEADS * DIM, 0) != DP_OK;
+    getrusage(RUSAGE_SELF, &after);
+    ck_assert_int_eq(failed, 0);
+    return after.ru_minflt - before.ru_minflt;
+}
+
 /* What was reserved is what the next segments take: no more comes from the system for as many tokens, results are the same, forks
- * share it, and it counts from the beginning, to the byte; where it is not to be had, nothing has changed. */
+ * share it, and it counts from the beginning, to the byte; where it is not to be had, nothing has changed. Segments of large
+ * clusters are built anew with what comes after them. */
 START_TEST(reserved_memory_is_used)
 {
     enum { PROMPT = 5000, ANSWER = 1500 };
     rng r = {67};
     cache c = cache_create(&r, TOKENS, KV_HEADS, DIM, DIM, DP_BF16);
-    dp_runtime *const rt = limited(0, _i ? DP_HUGE_PAGES_TRANSPARENT : DP_HUGE_PAGES_OFF);
-    dp_sequence *const s = new_sequence(rt, &c), *const plain = new_sequence(rt, &c);
-    append(s, &c, 0, PROMPT, 500);
-    append(plain, &c, 0, PROMPT, 500);
-    ck_assert_int_eq(dp_build_index(s, 0), DP_OK);
-    ck_assert_int_eq(dp_build_index(plain, 0), DP_OK);
+    const uint32_t per_cluster = _i & 2 ? 100 : 12;
+    dp_sequence *const s = new_sequence_of(rt, &c, per_cluster), *const plain = new_sequence_of(rt, &c, per_cluster);
+    grow(s, &c, 0, PROMPT, 500);
+    grow(plain, &c, 0, PROMPT, 500);
+    ck_assert_int_eq(dp_build_index(s, DP_ALL_LAYERS), DP_OK);
+    ck_assert_int_eq(dp_build_index(plain, DP_ALL_LAYERS), DP_OK);
     const dp_memory before = memory_of(s);
     ck_assert_int_eq(dp_sequence_reserve(s, 0), DP_OK);
     ck_assert_uint_eq(memory_of(s).reserved_bytes, before.reserved_bytes);
@@ -143,7 +166,6 @@ START_TEST(reserved_memory_is_used)
     ck_assert_int_eq(dp_sequence_reserve(s, ANSWER), DP_OK);
     ck_assert_int_eq(dp_sequence_reserve(s, ANSWER / 4), DP_OK); /* there is more already */
     const dp_memory reserved = memory_of(s);
-    /* Of two layers, as which of them will grow is not known. */
     ck_assert_uint_ge(reserved.reserved_bytes, before.reserved_bytes + 2 * ANSWER * KV_HEADS * DIM * 4);
     ck_assert_uint_eq(reserved.index_bytes, before.index_bytes);
     const dp_runtime_info info = info_of(rt);
@@ -151,12 +173,13 @@ START_TEST(reserved_memory_is_used)
 
     dp_sequence *fork;
     ck_assert_int_eq(dp_sequence_fork(s, &fork), DP_OK);
-    append(s, &c, PROMPT, PROMPT + ANSWER, 1);
-    append(plain, &c, PROMPT, PROMPT + ANSWER, 1);
+    const long many = grow(plain, &c, PROMPT, PROMPT + ANSWER, 1); /* first, so that work memory is there for the others */
+    const long pages = grow(s, &c, PROMPT, PROMPT + ANSWER, 1);
+    if (!(_i & 1)) ck_assert_msg(pages < many / 4, "%ld new pages in spite of the reserve, %ld without", pages, many);
     const dp_memory after = memory_of(s);
     ck_assert_uint_gt(after.index_bytes, reserved.index_bytes);
     ck_assert_uint_le(after.reserved_bytes, reserved.reserved_bytes + (512 << 10)); /* tails, tables of segments */
-    append(fork, &c, PROMPT, PROMPT + ANSWER, 1);
+    grow(fork, &c, PROMPT, PROMPT + ANSWER, 1);
     float q[OUT], out[OUT], wanted[OUT];
     make_queries(&r, &c, 1, HEADS, q);
     ck_assert_int_eq(dp_decode(plain, 0, 1, q, NULL, wanted, NULL, NULL), DP_OK);
@@ -171,7 +194,6 @@ START_TEST(reserved_memory_is_used)
     ck_assert_uint_eq(info_of(rt).memory_bytes, info_of(rt).scratch_bytes);
     dp_runtime_free(rt);
 
-    dp_runtime *const small = limited(16 << 20, DP_HUGE_PAGES_OFF);
     dp_sequence *const t = new_sequence(small, &c);
     append(t, &c, 0, PROMPT, 500);
     const dp_memory had = memory_of(t);
@@ -190,11 +212,103 @@ START_TEST(reserved_memory_is_used)
 END_TEST
 
 /* One sequence's memory is what another one may not have, until it is freed. */
+/* Refused before a page is touched: the system would end the process. */
+START_TEST(more_than_the_system_has)
+{
+    dp_sequence_config config;
+    dp_sequence_config_init(&config);
+    config.n_layers = 64;
+    config.n_query_heads = config.n_kv_heads = 64;
+    config.type = DP_F32;
+    dp_sequence *s;
+    ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
+    const dp_memory before = memory_of(s);
+    static const size_t tokens[] = {100000000, UINT32_MAX}; /* 400 TB, 18 PB */
+    for (size_t i = 0; i < 2; i++) {
+        char text[256];
+        ck_assert_int_eq(dp_sequence_reserve(s, tokens[i]), DP_ERR_NO_MEMORY);
+        dp_last_error(rt, text, sizeof text);
+        ck_assert_ptr_nonnull(strstr(text, "that the system has available"));
+        ck_assert_uint_eq(memory_of(s).reserved_bytes, before.reserved_bytes);
+    }
+    dp_sequence_free(s);
+    dp_runtime_free(rt);
+}
+END_TEST
+
+/* ---- What the system has ---- */
+
+static char root[] = "/tmp/doublep-memory-XXXXXX";
+
+/* Writes a file, and makes the folders on its way. */
+static void put(const char *path, const char *text)
+{
+    char name[512];
+    for (const char *slash = path; slash; slash = strchr(slash + 1, '/')) {
+        snprintf(name, sizeof name, "%s%.*s", root, (int)(slash - path), path);
+        mkdir(name, 0700);
+    }
+    snprintf(name, sizeof name, "%s%s", root, path);
+    FILE *const file = fopen(name, "w");
+    ck_assert_ptr_nonnull(file);
+    fputs(text, file);
+    fclose(file);
+}
+
+static void expect_mib(uint64_t total, uint64_t available)
+{
+    uint64_t t, a;
+    ck_assert(dp_system_memory_read(root, &t, &a));
+    ck_assert_uint_eq(t, total << 20);
+    ck_assert_uint_eq(a, available << 20);
+}
+
+START_TEST(system_memory)
+{
+    uint64_t total = 0, available = 0;
+    ck_assert_ptr_nonnull(mkdtemp(root));
+    ck_assert(!dp_system_memory_read(root, &total, &available));
+    put("/proc/meminfo", "MemTotal:  1048576 kB\nMemFree: 100 kB\nMemAvailable:   819200 kB\n");
+    expect_mib(1024, 800);
+    /* cgroup v2: the group's limit, less what is used but for the page cache; one around it allows less */
+    put("/proc/self/cgroup", "0::/pod/container\n");
+    expect_mib(1024, 800);
+    put("/sys/fs/cgroup/pod/container/memory.max", "536870912\n");
+    put("/sys/fs/cgroup/pod/container/memory.current", "314572800\n");
+    put("/sys/fs/cgroup/pod/container/memory.stat", "anon 5\ninactive_file 104857600\nactive_file 7\n");
+    expect_mib(512, 312);
+    put("/sys/fs/cgroup/pod/memory.max", "419430400\n");
+    put("/sys/fs/cgroup/pod/memory.current", "419430400\n");
+    expect_mib(400, 0);
+    put("/sys/fs/cgroup/pod/memory.max", "max\n");
+    put("/sys/fs/cgroup/pod/container/memory.max", "max\n");
+    expect_mib(1024, 800);
+    /* v1, seen from a container whose folder is the mount's own */
+    put("/proc/self/cgroup", "5:cpu:/x\n4:hugetlb,memory:/docker/0123\n0::/\n");
+    put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "268435456\n");
+    put("/sys/fs/cgroup/memory/memory.usage_in_bytes", "209715200\n");
+    put("/sys/fs/cgroup/memory/memory.stat", "cache 9\ntotal_inactive_file 52428800\n");
+    expect_mib(256, 106);
+    put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"); /* none */
+    expect_mib(1024, 800);
+
+    ck_assert_int_eq(dp_system_memory(&total, &available), DP_OK);
+    ck_assert(available <= total && total > 1 << 20);
+    uint64_t alone = 0;
+    ck_assert_int_eq(dp_system_memory(&alone, NULL), DP_OK);
+    ck_assert_uint_eq(alone, total);
+    ck_assert_int_eq(dp_system_memory(NULL, &alone), DP_OK);
+    ck_assert_int_eq(dp_system_memory(NULL, NULL), DP_ERR_INVALID);
+    char command[64];
+    snprintf(command, sizeof command, "rm -r %s", root);
+    ck_assert_int_eq(system(command), 0);
+}
+END_TEST
+
 START_TEST(sequences_share_the_limit)
 {
     rng r = {59};
     cache c = cache_create(&r, 2000, KV_HEADS, DIM, DIM, DP_BF16);
-    dp_runtime *const rt = limited(5 << 19, DP_HUGE_PAGES_OFF);
     dp_sequence *const a = new_sequence(rt, &c), *const b = new_sequence(rt, &c);
     append(a, &c, 0, 2000, 2000);
     ck_assert_int_eq(dp_append(a, 1, 2000, c.k, 0, c.v, 0), DP_OK);
@@ -213,7 +327,6 @@ START_TEST(sequences_share_the_limit)
     dp_sequence_free(forks[0]);
     dp_sequence_free(b);
     dp_runtime_free(rt);
-    dp_runtime *const tiny = limited(1000, DP_HUGE_PAGES_OFF);
     dp_sequence_config config = sequence_config(&c, HEADS, DP_BF16);
     config.n_layers = 100;
     dp_sequence *s;
@@ -229,7 +342,6 @@ END_TEST
 START_TEST(scratch_does_not_pile_up)
 {
     enum { BURST = 20, SMALL = 100 << 10, LARGE = 5 << 20 };
-    dp_runtime *const rt = limited(0, DP_HUGE_PAGES_OFF);
     dp_scratch *held[BURST];
     for (int i = 0; i < BURST; i++) ck_assert_ptr_nonnull(held[i] = dp_scratch_acquire(rt, i % 2 ? LARGE : SMALL));
     for (int i = 0; i < BURST; i++) dp_scratch_release(rt, held[i]);
@@ -281,7 +393,9 @@ int main(void)
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, figures_add_up, 0, 2);
     tcase_add_test(tc, refused_at_any_limit);
-    tcase_add_loop_test(tc, reserved_memory_is_used, 0, 2);
+    tcase_add_loop_test(tc, reserved_memory_is_used, 0, 4);
+    tcase_add_test(tc, more_than_the_system_has);
+    tcase_add_test(tc, system_memory);
     tcase_add_test(tc, sequences_share_the_limit);
     tcase_add_test(tc, scratch_does_not_pile_up);
     tcase_add_test(tc, scratch_is_for_threads_with_work);

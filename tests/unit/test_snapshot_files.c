@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "kv/snapshot.h"
@@ -180,6 +181,10 @@ START_TEST(foreign_files)
     check_reason(&f, "No such file");
     ck_assert_int_eq(dp_sequence_load(f.rt, "/", NULL, &s), DP_ERR_SYSTEM);
     check_reason(&f, "not a regular file");
+    ck_assert_int_eq(mkfifo(f.path, 0600), 0); /* which nobody ever writes to */
+    ck_assert_int_eq(dp_sequence_load(f.rt, f.path, NULL, &s), DP_ERR_SYSTEM);
+    check_reason(&f, "not a regular file");
+    ck_assert_int_eq(remove(f.path), 0);
     scratch_write(f.path, "", 0);
     teardown(&f);
 }
@@ -215,34 +220,84 @@ START_TEST(hostile_tables)
 }
 END_TEST
 
-/* Offsets and token numbers that point elsewhere, with the right checksum: seen when everything is verified. */
+/* A fixture's first segment, in memory that can be written to. */
+static dp_segment *writable_segment(fixture *f, dp_sequence **s)
+{
+    ck_assert_int_eq(dp_sequence_load(f->rt, f->path, &(dp_load_options){.struct_size = sizeof(dp_load_options)}, s),
+                     DP_OK);
+    return &(*s)->heads[0].segments[0];
+}
+
+/* Numbers of the index that point elsewhere or that no index has, with the right checksum: seen when everything is
+ * verified. */
 START_TEST(hostile_index)
 {
     fixture f = setup();
     dp_sequence *s;
-    ck_assert_int_eq(dp_sequence_load(f.rt, f.path, &(dp_load_options){.struct_size = sizeof(dp_load_options)}, &s),
-                     DP_OK);
-    dp_segment *const segment = &s->heads[0].segments[0];
-    for (int i = 0; i < 4; i++) {
-        uint32_t *const offset = &segment->offset[segment->n_clusters / 2];
-        uint16_t *const token = &segment->token[5], *const size = &segment->size[segment->n_panels * DP_PANEL - 1];
-        const uint32_t was = *offset;
-        const uint16_t token_was = *token;
-        if (i == 0) *offset = 1u << 31;
-        if (i == 1) segment->offset[segment->n_clusters]--;
-        if (i == 2) *token = segment->token[6];
-        if (i == 3) *size = 0x3f80; /* a padding cluster with a size */
-        ck_assert(i < 3 || segment->n_clusters % DP_PANEL);
+    dp_segment *const segment = writable_segment(&f, &s);
+    const uint32_t padding = segment->n_panels * DP_PANEL - 1;
+    ck_assert_uint_ge(padding, segment->n_clusters);
+    const struct {
+        void *place;
+        size_t bytes;
+        uint32_t value;
+    } changes[] = {
+        {&segment->offset[segment->n_clusters / 2], 4, 1u << 31},
+        {&segment->offset[segment->n_clusters], 4, segment->n_tokens - 1},
+        {&segment->token[5], 2, segment->token[6]},
+        {&segment->size[padding], 2, 0x3f80},  /* 1: a padding cluster with a size */
+        {&segment->spread[padding], 2, 0x7fc0}, /* NaN */
+        {&segment->size[1], 2, 0x7149},        /* 1e30 */
+        {&segment->size[1], 2, 0x7f80},        /* Inf */
+        {&segment->size[1], 2, 0xbf80},        /* -1 */
+        {&segment->spread[1], 2, 0xbf80},
+        {&segment->limit[1], 2, 0xbf80},
+        {&segment->limit[1], 2, 0x7f80},
+        {&segment->limit[1], 2, 0x7fc0},
+    };
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        uint32_t was;
+        memcpy(&was, changes[i].place, changes[i].bytes);
+        memcpy(changes[i].place, &changes[i].value, changes[i].bytes);
         ck_assert_int_eq(dp_sequence_save(s, f.path, NULL, 0), DP_OK);
-        ck_assert_int_eq(load_with(&f, NULL), DP_ERR_DAMAGED);
+        ck_assert_msg(load_with(&f, NULL) == DP_ERR_DAMAGED, "change %zu was taken", i);
         check_reason(&f, "array of index (layer 0, KV head 0) has numbers out of range");
-        *offset = was;
-        *token = token_was;
-        if (i == 1) segment->offset[segment->n_clusters]++;
-        if (i == 3) *size = 0;
+        memcpy(changes[i].place, &was, changes[i].bytes);
     }
+    segment->spread[1] = 0x7fc0; /* NaN: as a key that is not a number makes it */
     ck_assert_int_eq(dp_sequence_save(s, f.path, NULL, 0), DP_OK);
     ck_assert_int_eq(load_with(&f, NULL), DP_OK);
+    dp_sequence_free(s);
+    teardown(&f);
+}
+END_TEST
+
+/* Nobody has verified this one. A cluster of endless size and spread, beside two whose masses are large: whatever is infinite
+ * of it, steps come to an end. */
+START_TEST(infinite_masses)
+{
+    fixture f = setup();
+    dp_sequence *s;
+    const dp_segment *const segment = writable_segment(&f, &s);
+    for (uint32_t i = 0; i < 2 * 256; i++) {
+        segment->size[0] = i % 2 ? 0x6fa1 : 0x7f7f; /* 1e29, 3.4e38 */
+        segment->limit[0] = 0xbf80;                 /* -1 */
+        segment->spread[0] = (uint16_t)(0x3f80 + i / 2 * 16); /* 1 to 1e9 */
+        for (uint32_t c = 1; c < 3; c++) {
+            segment->size[c] = 0x4e6e; /* 1e9 */
+            segment->limit[c] = 0;
+            segment->spread[c] = 0x4974; /* 1e6 */
+        }
+        for (int refine = DP_REFINE_BUDGET; refine <= DP_REFINE_TOP_P; refine++) {
+            dp_attention_params params;
+            dp_attention_params_init(&params);
+            params.min_context = 0;
+            params.refine = (dp_refine)refine;
+            float q[HEADS * DIM], out[HEADS * DIM];
+            for (int d = 0; d < HEADS * DIM; d++) q[d] = 1;
+            assert_quietly(dp_decode(s, 0, 1, q, &params, out, NULL, NULL) == DP_OK);
+        }
+    }
     dp_sequence_free(s);
     teardown(&f);
 }
@@ -358,6 +413,7 @@ int main(void)
     tcase_add_test(tc, foreign_files);
     tcase_add_test(tc, hostile_tables);
     tcase_add_test(tc, hostile_index);
+    tcase_add_test(tc, infinite_masses);
     tcase_add_test(tc, without_verifying);
     tcase_add_test(tc, other_settings);
     tcase_add_test(tc, notes);

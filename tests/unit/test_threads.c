@@ -1,4 +1,5 @@
 /* Threads: the same bits for any count, pinned or not; concurrent use; affinity as found; no allocation in a step. */
+#include <dirent.h>
 #include <pthread.h>
 #include <sched.h>
 #include <string.h>
@@ -217,6 +218,66 @@ START_TEST(no_allocation_in_a_step)
 }
 END_TEST
 
+/* One query after 64 of them: that many are of no size that one needs, and are forgotten, but nobody is short of memory then. */
+START_TEST(no_allocation_after_larger_steps)
+{
+    enum { MANY = 64, STEPS = 3000 };
+    rng r = {31};
+    cache c = cache_create(&r, 3000, 1, DIM, DIM, DP_BF16);
+    dp_runtime *const rt = runtime_with(1, DP_ISA_AUTO);
+    dp_sequence_config config = sequence_config(&c, 2, DP_BF16);
+    dp_sequence *s;
+    ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
+    append(s, &c, 0, 3000, 500);
+    float *const q = malloc(MANY * 2 * DIM * sizeof *q), *const out = malloc(MANY * 2 * DIM * sizeof *out);
+    make_queries(&r, &c, MANY, 2, q);
+    ck_assert_int_eq(dp_decode(s, 0, MANY, q, NULL, out, NULL, NULL), DP_OK);
+    const uint64_t large = info_of(rt).scratch_bytes;
+    ck_assert_int_eq(dp_decode(s, 0, 1, q, NULL, out, NULL, NULL), DP_OK);
+    faults_arm(0, false);
+    int failed = 0;
+    for (int i = 0; i < STEPS; i++) failed += dp_decode(s, 0, 1, q, NULL, out, NULL, NULL) != DP_OK;
+    faults_disarm();
+    ck_assert_int_eq(failed, 0);
+    ck_assert_int_eq(faults_counted(), 0);
+    ck_assert_uint_lt(info_of(rt).scratch_bytes, large / 2);
+    dp_sequence_free(s);
+    dp_runtime_free(rt);
+    cache_free(&c);
+    free(q), free(out);
+}
+END_TEST
+
+static int threads_of_this_process(void)
+{
+    DIR *const folder = opendir("/proc/self/task");
+    ck_assert_ptr_nonnull(folder);
+    int n = -2; /* . and .. */
+    while (readdir(folder)) n++;
+    closedir(folder);
+    return n;
+}
+
+/* Workers are set free where there are any; none is started for that. */
+START_TEST(freeing_starts_no_threads)
+{
+    dp_runtime_config config;
+    dp_runtime_config_init(&config);
+    config.n_threads = 16;
+    config.pinning = DP_PIN_COMPACT;
+    for (int32_t limit = 0; limit < 2; limit++) {
+        const int before = threads_of_this_process();
+        dp_limit_threads(limit);
+        dp_runtime *rt;
+        ck_assert_int_eq(dp_runtime_create(&config, &rt), DP_OK);
+        if (limit) ck_assert_int_eq(team_of(rt), 1);
+        dp_runtime_free(rt);
+        ck_assert_int_eq(threads_of_this_process(), before);
+    }
+    dp_limit_threads(0);
+}
+END_TEST
+
 int main(void)
 {
     Suite *const suite = suite_create("threads");
@@ -227,6 +288,8 @@ int main(void)
     tcase_add_test(tc, affinity_is_left_alone);
     tcase_add_test(tc, sequences_in_concurrent_threads);
     tcase_add_test(tc, no_allocation_in_a_step);
+    tcase_add_test(tc, no_allocation_after_larger_steps);
+    tcase_add_test(tc, freeing_starts_no_threads);
     suite_add_tcase(suite, tc);
     return run_suite(suite);
 }
