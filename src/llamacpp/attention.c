@@ -2,6 +2,7 @@
 #include "llamacpp/attention.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -73,7 +74,8 @@ bool attention_supports(const struct ggml_tensor *node)
     memcpy(&scale, (const float *)node->op_params + 0, sizeof scale);
     memcpy(&max_bias, (const float *)node->op_params + 1, sizeof max_bias);
     memcpy(&softcap, (const float *)node->op_params + 2, sizeof softcap);
-    return q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && in_cache(k) && in_cache(v) && mask &&
+    return q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && in_cache(k) && in_cache(v) &&
+           (k->type == GGML_TYPE_BF16) == (v->type == GGML_TYPE_BF16) /* a copy has one type */ && mask &&
            mask->type == GGML_TYPE_F16 && mask->nb[0] == sizeof(uint16_t) && mask->ne[2] == 1 &&
            (mask->ne[3] == 1 || mask->ne[3] == k->ne[3]) && dim_supported(k->ne[0]) && dim_supported(v->ne[0]) &&
            q->ne[2] % k->ne[2] == 0 && q->ne[2] <= 1024 && v->ne[2] == k->ne[2] && v->ne[1] == k->ne[1] &&
@@ -83,19 +85,6 @@ bool attention_supports(const struct ggml_tensor *node)
 }
 
 /* ---- From lists to the library ---- */
-
-static bool copy_lists(stream_step *step, bool decode)
-{
-    bool ok = true;
-    for (uint32_t g = 0; g < step->n_groups && ok; g++) {
-        cell_list *const list = step->groups[g].list;
-        const uint32_t before = list->copied;
-        ok = list_copy(list, &step->layer->shape, &step->rows, decode ? step->groups[g].n : 0);
-        if (ok && list->copied > before) atomic_fetch_add(&plugin.counters.tokens_copied, list->copied - before);
-    }
-    if (!ok) step->layer->patience = 0;
-    return ok;
-}
 
 /* Softmax with one more logit that has no value: what gpt-oss calls an attention sink. */
 static void add_sinks(const float *sinks, const float *lse, uint32_t n, uint32_t heads, uint32_t dim, float *out)
@@ -124,13 +113,54 @@ static void observe_group(const stream_step *step, uint32_t group, attention_scr
     const uint32_t wanted = g->n < OBSERVED ? g->n : OBSERVED;
     const size_t q_row = (size_t)shape->query_heads * shape->key_dim;
     float *const qs = shape->dense ? NULL : floats_of(scratch, wanted * q_row);
-    if (!qs || !g->list->sequence) return;
+    if (!qs) return;
     uint32_t n = 0;
     for (uint32_t i = 0, r = g->first; i < g->n; i++) {
         if ((i + 1) * wanted / g->n > n) load_query(step, r, qs + n++ * q_row);
         if (i + 1 < g->n) r = step_next_row(step, group, r);
     }
     if (dp_observe_queries(g->list->sequence, 0, n, qs) == DP_OK) atomic_fetch_add(&plugin.counters.queries, n);
+}
+
+/* Brings a group's copy up to date; in a prompt its queries come first, as the index is built for what it has been asked. */
+static bool copy_list(const stream_step *step, uint32_t group, bool decode, attention_scratch *scratch)
+{
+    cell_list *const list = step->groups[group].list;
+    const list_shape *const shape = &step->layer->shape;
+    if (!list_open(list, shape)) return false;
+    if (!decode) observe_group(step, group, scratch);
+    const uint32_t before = list->copied;
+    const bool ok = list_copy(list, shape, &step->rows, decode ? step->groups[group].n : 0);
+    if (ok) atomic_fetch_add(&plugin.counters.tokens_copied, list->copied - before);
+    return ok;
+}
+
+/* Says once what nobody would look for where llama.cpp is just as slow as without the plugin. */
+static void tell_refusal(void)
+{
+    static atomic_flag told = ATOMIC_FLAG_INIT;
+    char why[256];
+    atomic_fetch_add(&plugin.counters.refused, 1);
+    if (atomic_flag_test_and_set(&told)) return;
+    fprintf(stderr, "doublep: left to the CPU backend for want of memory (DOUBLEP_MEMORY; said once): %s\n",
+            dp_last_error(list_runtime(), why, sizeof why));
+}
+
+/* Where there is no memory, copies that do not serve this step go first: of sequences that have ended, mostly. A layer whose
+ * lists keep taking memory from each other soon sleeps. */
+static bool copy_lists(stream_step *step, bool decode, attention_scratch *scratch)
+{
+    cache_layer *const layer = step->layer;
+    for (uint32_t g = 0; g < step->n_groups; g++)
+        while (!copy_list(step, g, decode, scratch)) {
+            if (!cache_drop_oldest(layer)) {
+                layer->patience = 0;
+                tell_refusal();
+                return false;
+            }
+            layer->patience--;
+        }
+    return true;
 }
 
 static void load_queries(const stream_step *step, uint32_t group, float *q)
@@ -195,7 +225,10 @@ static bool decode_steps(const stream_step *steps, size_t n_steps, attention_scr
             r->out = at, at += r->n_queries * out_row;
             if (sinks) r->lse = at, at += r->n_queries * shape->query_heads;
         }
-    if (dp_decode_batch(list_runtime(), n, requests)) return false;
+    if (dp_decode_batch(list_runtime(), n, requests)) {
+        tell_refusal();
+        return false;
+    }
     r = requests;
     for (size_t s = 0; s < n_steps; s++)
         for (uint32_t g = 0; g < steps[s].n_groups; g++, r++) {
@@ -267,18 +300,18 @@ static bool prepare(const struct ggml_tensor *node, cache_layer *layer, attentio
     uint32_t *const group_of = room(&scratch->group_of, &scratch->n_rows, n_streams * n_rows, sizeof *group_of);
     stream_step *const steps = room(&scratch->steps, &scratch->n_steps, n_streams, sizeof *steps);
     if (!group_of || !steps) return false;
-    bool decode = true;
+    bool decode = true, prompt = false;
     for (size_t i = 0; i < n_streams; i++) {
         stream_step *const step = &steps[i];
         if (!open_step(step, layer, node, (int64_t)i, group_of + i * n_rows) || !step_settle(step)) {
             decode = false;
             continue;
         }
-        const bool small = is_decode(step);
-        const bool copied = copy_lists(step, small);
-        for (uint32_t g = 0; g < step->n_groups && copied && !small; g++) observe_group(step, g, scratch);
+        const bool small = is_decode(step), copied = copy_lists(step, small, scratch);
+        prompt |= copied && !small;
         decode &= copied && small;
     }
+    if (prompt) atomic_fetch_add(&plugin.counters.prompts, 1);
     return decode;
 }
 

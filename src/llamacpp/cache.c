@@ -284,6 +284,19 @@ void cache_sleep(cache_layer *layer)
     drop_lists(layer);
 }
 
+bool cache_drop_oldest(cache_layer *layer)
+{
+    cell_list *oldest = NULL;
+    for (uint32_t s = 0; s < layer->n_streams; s++)
+        for (uint32_t l = 0; l < layer->streams[s].n_lists; l++) {
+            cell_list *const list = layer->streams[s].list[l];
+            if (!list->sequence || list->used == layer->calls) continue;
+            if (!oldest || list->used < oldest->used) oldest = list;
+        }
+    if (oldest) list_drop_copy(oldest);
+    return oldest != NULL;
+}
+
 cell_list *cache_new_list(cache_layer *layer, cache_stream *stream, const cell_list *keep)
 {
     cell_list **oldest = NULL;

@@ -6,7 +6,7 @@
 #include "llamacpp/list.h"
 
 enum {
-    CACHE_LISTS = 16,  /* per stream, at most */
+    CACHE_LISTS = 64,  /* per stream, at most; those of sequences that have ended serve as beginnings of others */
     CACHE_PATIENCE = 8 /* times that lists are read anew before they are found not to pay */
 };
 
@@ -46,6 +46,9 @@ void cache_changed(const struct ggml_tensor *tensor);
 
 /* Gives all lists up. */
 void cache_sleep(cache_layer *layer);
+
+/* Gives up the copy of the layer's list that has not served for longest; false where all that have one serve this step. */
+bool cache_drop_oldest(cache_layer *layer);
 
 /* An empty list, not `keep`; where there are too many, in place of the one that has not served for longest. NULL where
  * there is no memory, or all serve this step. */

@@ -23,7 +23,7 @@ cell_list *list_create(uint32_t n_cells)
     return list;
 }
 
-static void drop_copy(cell_list *list)
+void list_drop_copy(cell_list *list)
 {
     dp_sequence_free(list->sequence);
     list->sequence = NULL;
@@ -33,7 +33,7 @@ static void drop_copy(cell_list *list)
 void list_free(cell_list *list)
 {
     if (!list) return;
-    drop_copy(list);
+    list_drop_copy(list);
     free(list->cell);
     free(list->mask);
     free(list);
@@ -62,7 +62,7 @@ void list_forget(cell_list *list, uint32_t cell)
 void list_fork(cell_list *list, const cell_list *from, uint32_t n)
 {
     list_truncate(list, 0);
-    drop_copy(list);
+    list_drop_copy(list);
     for (uint32_t i = 0; i < n; i++) list_push(list, from->cell[i]);
     /* Without a copy the tokens are read from the cache once more. */
     if (!from->sequence || dp_sequence_fork(from->sequence, &list->sequence)) return;
@@ -106,8 +106,10 @@ dp_runtime *list_runtime(void)
     return runtime;
 }
 
-static bool open_copy(cell_list *list, const list_shape *shape)
+bool list_open(cell_list *list, const list_shape *shape)
 {
+    if (list->sequence && dp_sequence_truncate(list->sequence, 0, list->copied)) list_drop_copy(list);
+    if (list->sequence) return true;
     dp_sequence_config config;
     dp_sequence_config_init(&config);
     config.n_layers = 1;
@@ -115,7 +117,7 @@ static bool open_copy(cell_list *list, const list_shape *shape)
     config.n_kv_heads = shape->kv_heads;
     config.key_dim = shape->key_dim;
     config.value_dim = shape->value_dim;
-    config.type = shape->k_type == GGML_TYPE_BF16 ? DP_BF16 : DP_F16;
+    config.type = plugin.settings.int8 ? DP_INT8 : shape->k_type == GGML_TYPE_BF16 ? DP_BF16 : DP_F16;
     config.scale = shape->scale;
     config.softcap = shape->softcap;
     /* Layers take turns in clustering what was decoded. */
@@ -150,17 +152,16 @@ static bool append(cell_list *list, const list_shape *shape, const list_rows *ro
 
 bool list_copy(cell_list *list, const list_shape *shape, const list_rows *rows, uint32_t fresh)
 {
-    if (list->sequence && dp_sequence_truncate(list->sequence, 0, list->copied)) drop_copy(list);
     if (list->copied == list->n) return true;
     float *const buffer =
         malloc((size_t)CHUNK * shape->kv_heads * (shape->key_dim + shape->value_dim) * sizeof *buffer);
-    bool ok = buffer && (list->sequence || open_copy(list, shape));
+    bool ok = buffer;
     while (ok && list->copied < list->n) {
         uint32_t n = list->n - list->copied;
         if (n > fresh) n -= fresh;
         ok = append(list, shape, rows, n < CHUNK ? n : CHUNK, buffer);
     }
     free(buffer);
-    if (!ok) drop_copy(list);
+    if (!ok) list_drop_copy(list);
     return ok;
 }

@@ -61,8 +61,15 @@ uint32_t list_common(const cell_list *list, const uint16_t *mask, uint32_t n_kv)
 /* The query sees the list and nothing else. */
 bool list_equals(const cell_list *list, const uint16_t *mask, uint32_t n_kv);
 
-/* Brings the copy up to date; the last `fresh` tokens come as decoding adds them, 0 while a prompt is read. False where
- * there is no memory for it, or the limit forbids it: the copy is gone then. */
+/* Sees to it that there is a copy, of the list's first tokens or none: what queries are shown to. False where there is no
+ * memory for it, or the limit forbids it. */
+bool list_open(cell_list *list, const list_shape *shape);
+
+/* Brings the copy, which is there, up to date; the last `fresh` tokens come as decoding adds them, 0 while a prompt is read.
+ * False where there is no memory for it, or the limit forbids it: the copy is gone then. */
 bool list_copy(cell_list *list, const list_shape *shape, const list_rows *rows, uint32_t fresh);
+
+/* Gives the copy up. */
+void list_drop_copy(cell_list *list);
 
 #endif

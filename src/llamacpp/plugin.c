@@ -27,17 +27,29 @@ static const char *get_name(ggml_backend_t backend)
     return "DoubleP";
 }
 
+static void print_settings(void)
+{
+    dp_runtime_info info;
+    dp_runtime_info_init(&info);
+    if (dp_runtime_get_info(list_runtime(), &info)) return;
+    fprintf(stderr,
+            "doublep: version %s for ggml %s, %s; epsilon %g, contexts from %u tokens on, at most %.0f MiB for copies%s\n",
+            DP_VERSION_STRING, DP_GGML_VERSION, dp_isa_name(info.isa), (double)plugin.settings.epsilon,
+            plugin.settings.min_context, (double)info.memory_limit / (1 << 20),
+            plugin.settings.int8 ? " in int8" : "");
+}
+
 static void print_stats(void)
 {
     const plugin_counters *const c = &plugin.counters;
     if (!(c->sparse + c->dense + c->passed)) return;
     fprintf(
         stderr,
-        "doublep: attention nodes: %llu sparse, %llu dense, %llu passed on; read %.1f of %.1f MB (%.1f %%) in %.2f s; "
+        "doublep: attention nodes: %llu sparse, %llu dense, %llu passed on (%llu prompts, %llu for want of memory); read %.1f of %.1f MB (%.1f %%) in %.2f s; "
         "%llu rows copied and indexed, %.2f s of prompts and %.2f s of decoding; %llu prompt queries seen, "
         "%llu lists rebuilt\n",
         (unsigned long long)c->sparse, (unsigned long long)c->dense, (unsigned long long)c->passed,
-        (double)c->bytes / 1e6, (double)c->bytes_dense / 1e6,
+        (unsigned long long)c->prompts, (unsigned long long)c->refused, (double)c->bytes / 1e6, (double)c->bytes_dense / 1e6,
         c->bytes_dense ? 100.0 * (double)c->bytes / (double)c->bytes_dense : 0.0, (double)c->decode_ns / 1e9,
         (unsigned long long)c->tokens_copied, (double)c->prompt_ns / 1e9, (double)c->growth_ns / 1e9,
         (unsigned long long)c->queries, (unsigned long long)c->rebuilds);
@@ -258,6 +270,7 @@ static ggml_backend_reg_t registration(void)
         fprintf(stderr, "doublep: not loaded: %s\n", dp_last_error(NULL, why, sizeof why));
         return NULL;
     }
+    if (plugin.settings.stats) print_settings();
     return &reg;
 }
 

@@ -11,7 +11,8 @@
  * attention, one per layer and step: */
 typedef struct plugin_counters {
     _Atomic uint64_t sparse, dense; /* computed by the library, one per sequence of the step */
-    _Atomic uint64_t passed;        /* claimed, but left to the CPU backend: prompts, and masks that no list fits */
+    _Atomic uint64_t passed;        /* claimed, but left to the CPU backend: masks that no list fits, and */
+    _Atomic uint64_t prompts, refused; /* prompts; for want of memory */
     _Atomic uint64_t bytes, bytes_dense;
     _Atomic uint64_t tokens_copied; /* per layer */
     _Atomic uint64_t queries;       /* of prompts, that the index was shown; per layer */

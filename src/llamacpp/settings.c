@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "doublep/doublep.h"
 
@@ -16,15 +15,15 @@ static bool number(const char *text, double low, double high, double *value)
     return end != text && *end == '\0' && isfinite(*value) && *value >= low && *value <= high;
 }
 
-/* 1073741824, 512M, 8G. */
+/* 1073741824, 512M, 8G. Less than a megabyte is a unit forgotten: no copy would ever fit. */
 static bool bytes(const char *text, uint64_t *value)
 {
     char *end;
     const double n = strtod(text, &end);
     const char *const units = "KMGT", *const unit = *end ? strchr(units, *end) : NULL;
-    if (end == text || !(n >= 0) || (*end && (!unit || end[1]))) return false;
+    if (end == text || (*end && (!unit || end[1]))) return false;
     const double scaled = n * (unit ? (double)(UINT64_C(1) << (10 * (unit - units + 1))) : 1);
-    if (!(scaled < 9e18)) return false;
+    if (!(scaled >= 1 << 20 && scaled < 9e18)) return false;
     *value = (uint64_t)scaled;
     return true;
 }
@@ -59,9 +58,9 @@ bool plugin_settings_read(plugin_settings *s, char *why, size_t size)
 {
     dp_attention_params defaults;
     dp_attention_params_init(&defaults);
-    *s = (plugin_settings){.epsilon = defaults.epsilon,
-                           .min_context = defaults.min_context,
-                           .memory = (uint64_t)sysconf(_SC_PHYS_PAGES) / 2 * (uint64_t)sysconf(_SC_PAGESIZE)};
+    *s = (plugin_settings){.epsilon = defaults.epsilon, .min_context = defaults.min_context};
+    if (dp_system_memory(&s->memory, NULL)) s->memory = UINT64_C(8) << 30;
+    s->memory /= 2;
     const char *wrong = NULL, *text;
     double value;
     if ((text = text_of("DOUBLEP"))) {
@@ -82,7 +81,11 @@ bool plugin_settings_read(plugin_settings *s, char *why, size_t size)
             wrong = "DOUBLEP_MIN_CONTEXT: a number of tokens";
     }
     if ((text = text_of("DOUBLEP_MEMORY")) && !bytes(text, &s->memory))
-        wrong = "DOUBLEP_MEMORY: bytes, or a number with K, M, G or T";
+        wrong = "DOUBLEP_MEMORY: 1M or more, as bytes or a number with K, M, G or T";
+    if ((text = text_of("DOUBLEP_KV"))) {
+        s->int8 = strcmp(text, "int8") == 0;
+        if (!s->int8 && strcmp(text, "cache") != 0) wrong = "DOUBLEP_KV: \"cache\" or \"int8\"";
+    }
     if ((text = text_of("DOUBLEP_DENSE_LAYERS")) && !layers(text, s->dense))
         wrong = "DOUBLEP_DENSE_LAYERS: layers as in 0,1,8-11";
     if (wrong) snprintf(why, size, "%s is expected", wrong);

@@ -14,6 +14,7 @@ typedef struct plugin_settings {
     float epsilon;             /* DOUBLEP_EPSILON: the error budget; 0 makes every step dense */
     uint32_t min_context;      /* DOUBLEP_MIN_CONTEXT: below so many cells llama.cpp's own attention stands */
     uint64_t memory;           /* DOUBLEP_MEMORY: bytes that the copies may take together */
+    bool int8;                 /* DOUBLEP_KV=int8: copies in one byte a number, not in 16 bits */
     bool dense[PLUGIN_LAYERS]; /* DOUBLEP_DENSE_LAYERS */
 } plugin_settings;
 

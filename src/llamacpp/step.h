@@ -4,7 +4,7 @@
 
 #include "llamacpp/cache.h"
 
-enum { GROUPS = 64 }; /* sequences in a step, at most */
+enum { GROUPS = CACHE_LISTS }; /* sequences in a step, at most */
 
 /* Queries of one sequence: rows of the node in order. */
 typedef struct query_group {

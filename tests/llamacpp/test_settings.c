@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "../suite.h"
+#include "doublep/doublep.h"
 #include "llamacpp/settings.h"
 
 static plugin_settings s;
@@ -22,7 +23,10 @@ START_TEST(defaults)
     ck_assert(!s.off && !s.stats);
     ck_assert_float_eq(s.epsilon, 0.07f);
     ck_assert_uint_eq(s.min_context, 2048);
-    ck_assert_uint_gt(s.memory, 1 << 20);
+    uint64_t total;
+    ck_assert_int_eq(dp_system_memory(&total, NULL), DP_OK);
+    ck_assert_uint_eq(s.memory, total / 2);
+    ck_assert(!s.int8);
     for (int l = 0; l < PLUGIN_LAYERS; l++) ck_assert(!s.dense[l]);
     ck_assert(with("DOUBLEP_EPSILON", "")); /* as if not set */
     ck_assert_float_eq(s.epsilon, 0.07f);
@@ -38,8 +42,11 @@ START_TEST(values)
     ck_assert(with("DOUBLEP_EPSILON", "0") && s.epsilon == 0);
     ck_assert(with("DOUBLEP_EPSILON", "0.5") && s.epsilon == 0.5f);
     ck_assert(with("DOUBLEP_MIN_CONTEXT", "100") && s.min_context == 100);
-    ck_assert(with("DOUBLEP_MEMORY", "1000") && s.memory == 1000);
-    ck_assert(with("DOUBLEP_MEMORY", "3K") && s.memory == 3 << 10);
+    ck_assert(with("DOUBLEP_MEMORY", "3000000") && s.memory == 3000000);
+    ck_assert(with("DOUBLEP_MEMORY", "1M") && s.memory == 1 << 20);
+    ck_assert(with("DOUBLEP_MEMORY", "3000K") && s.memory == 3000 << 10);
+    ck_assert(with("DOUBLEP_KV", "int8") && s.int8);
+    ck_assert(with("DOUBLEP_KV", "cache") && !s.int8);
     ck_assert(with("DOUBLEP_MEMORY", "1.5G") && s.memory == 3ull << 29);
     ck_assert(with("DOUBLEP_DENSE_LAYERS", "0,3-5,7"));
     for (int l = 0; l < 10; l++) ck_assert_int_eq(s.dense[l], l == 0 || (l >= 3 && l <= 5) || l == 7);
@@ -57,6 +64,11 @@ START_TEST(nonsense)
         {"DOUBLEP_MIN_CONTEXT", "-1"},
         {"DOUBLEP_MIN_CONTEXT", "9e9"},
         {"DOUBLEP_MEMORY", "-5"},
+        {"DOUBLEP_MEMORY", "0"},
+        {"DOUBLEP_MEMORY", "8"}, /* gigabytes, presumably */
+        {"DOUBLEP_MEMORY", "1023K"},
+        {"DOUBLEP_MEMORY", "nan"},
+        {"DOUBLEP_KV", "f16"},
         {"DOUBLEP_MEMORY", "5X"},
         {"DOUBLEP_MEMORY", "1e30"},
         {"DOUBLEP_MEMORY", "M"},

@@ -46,6 +46,7 @@ START_TEST(figures_add_up)
 {
     rng r = {47};
     cache c = cache_create(&r, TOKENS, KV_HEADS, DIM, DIM, DP_BF16);
+    dp_runtime *const rt = limited(0, _i ? DP_HUGE_PAGES_TRANSPARENT : DP_HUGE_PAGES_OFF);
     ck_assert_uint_eq(info_of(rt).memory_bytes, 0);
     dp_sequence *const a = new_sequence(rt, &c), *const b = new_sequence(rt, &c);
     append(a, &c, 0, 4000, 500);
@@ -78,10 +79,12 @@ START_TEST(refused_at_any_limit)
 {
     rng r = {53};
     cache c = cache_create(&r, TOKENS, KV_HEADS, DIM, DIM, DP_BF16);
+    dp_runtime *const free_rt = limited(0, DP_HUGE_PAGES_OFF);
     float q[OUT], out[OUT], wanted[OUT];
     make_queries(&r, &c, 1, HEADS, q);
     int refused_appends = 0, done = 0;
     for (uint64_t limit = 1 << 20; !done; limit += limit / 8) {
+        dp_runtime *const rt = limited(limit, DP_HUGE_PAGES_OFF);
         dp_sequence *const s = new_sequence(rt, &c), *const reference = new_sequence(free_rt, &c);
         char text[256] = "";
         dp_status status = DP_OK;
@@ -153,6 +156,7 @@ START_TEST(reserved_memory_is_used)
     enum { PROMPT = 5000, ANSWER = 1500 };
     rng r = {67};
     cache c = cache_create(&r, TOKENS, KV_HEADS, DIM, DIM, DP_BF16);
+    dp_runtime *const rt = limited(0, _i & 1 ? DP_HUGE_PAGES_TRANSPARENT : DP_HUGE_PAGES_OFF);
     const uint32_t per_cluster = _i & 2 ? 100 : 12;
     dp_sequence *const s = new_sequence_of(rt, &c, per_cluster), *const plain = new_sequence_of(rt, &c, per_cluster);
     grow(s, &c, 0, PROMPT, 500);
@@ -194,6 +198,7 @@ START_TEST(reserved_memory_is_used)
     ck_assert_uint_eq(info_of(rt).memory_bytes, info_of(rt).scratch_bytes);
     dp_runtime_free(rt);
 
+    dp_runtime *const small = limited(16 << 20, DP_HUGE_PAGES_OFF);
     dp_sequence *const t = new_sequence(small, &c);
     append(t, &c, 0, PROMPT, 500);
     const dp_memory had = memory_of(t);
@@ -220,6 +225,7 @@ START_TEST(more_than_the_system_has)
     config.n_layers = 64;
     config.n_query_heads = config.n_kv_heads = 64;
     config.type = DP_F32;
+    dp_runtime *const rt = limited(0, DP_HUGE_PAGES_OFF);
     dp_sequence *s;
     ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
     const dp_memory before = memory_of(s);
@@ -309,6 +315,7 @@ START_TEST(sequences_share_the_limit)
 {
     rng r = {59};
     cache c = cache_create(&r, 2000, KV_HEADS, DIM, DIM, DP_BF16);
+    dp_runtime *const rt = limited(5 << 19, DP_HUGE_PAGES_OFF);
     dp_sequence *const a = new_sequence(rt, &c), *const b = new_sequence(rt, &c);
     append(a, &c, 0, 2000, 2000);
     ck_assert_int_eq(dp_append(a, 1, 2000, c.k, 0, c.v, 0), DP_OK);
@@ -327,6 +334,7 @@ START_TEST(sequences_share_the_limit)
     dp_sequence_free(forks[0]);
     dp_sequence_free(b);
     dp_runtime_free(rt);
+    dp_runtime *const tiny = limited(1000, DP_HUGE_PAGES_OFF);
     dp_sequence_config config = sequence_config(&c, HEADS, DP_BF16);
     config.n_layers = 100;
     dp_sequence *s;
@@ -342,6 +350,7 @@ END_TEST
 START_TEST(scratch_does_not_pile_up)
 {
     enum { BURST = 20, SMALL = 100 << 10, LARGE = 5 << 20 };
+    dp_runtime *const rt = limited(0, DP_HUGE_PAGES_OFF);
     dp_scratch *held[BURST];
     for (int i = 0; i < BURST; i++) ck_assert_ptr_nonnull(held[i] = dp_scratch_acquire(rt, i % 2 ? LARGE : SMALL));
     for (int i = 0; i < BURST; i++) dp_scratch_release(rt, held[i]);
