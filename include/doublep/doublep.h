@@ -166,11 +166,12 @@ typedef enum dp_clustering {
 
 typedef struct dp_sequence_config {
     uint32_t struct_size;
-    uint32_t n_layers;      /* 1 to 4096 */
-    uint32_t n_query_heads; /* 1 to 1024; a multiple of n_kv_heads. Query head h reads KV head h / (n_query_heads / n_kv_heads) */
-    uint32_t n_kv_heads;
-    uint32_t key_dim;       /* elements of a key and a query: a multiple of 8, 8 to 512 */
-    uint32_t value_dim;     /* elements of a value and an output: a multiple of 8, 8 to 512 */
+    uint32_t n_layers;      /* default 1; 1 to 4096 */
+    uint32_t n_query_heads; /* default 1; 1 to 1024; a multiple of n_kv_heads. Query head h reads KV head
+                               h / (n_query_heads / n_kv_heads) */
+    uint32_t n_kv_heads;    /* default 1 */
+    uint32_t key_dim;       /* elements of a key and a query: default 128; a multiple of 8, 8 to 512 */
+    uint32_t value_dim;     /* elements of a value and an output: likewise */
     dp_type type;           /* how keys and values are kept; default DP_BF16; DP_INT8 takes half of its memory */
     float scale;            /* of the logits q.k; 0 (default): 1 / sqrt(key_dim) */
     uint32_t sink;          /* first tokens that are never clustered; default 4, at most 4096 */
@@ -247,6 +248,13 @@ DP_API dp_status dp_sequence_set_dense(dp_sequence *sequence, uint32_t layer, in
  * so many tokens, a block that is not of the pool), DP_ERR_NO_MEMORY. */
 DP_API dp_status dp_append(dp_sequence *sequence, uint32_t layer, size_t n_tokens, const float *k, size_t k_stride,
                            const float *v, size_t v_stride);
+
+/* The same from keys and values of any type, as an engine has them that computes in bf16, or the rows of another cache. Strides are
+ * in bytes: token t of KV head h is the row at k + t * k_stride + h * R, R being the bytes of a row (see dp_type), and a stride of
+ * 0 means n_kv_heads rows. Addresses and strides are multiples of the type's alignment. Rows of the sequence's own type are
+ * stored as they are; others go through f32, with the result of dp_append on that. Errors: as dp_append. */
+DP_API dp_status dp_append_typed(dp_sequence *sequence, uint32_t layer, size_t n_tokens, dp_type type, const void *k,
+                                 size_t k_stride, const void *v, size_t v_stride);
 
 /* Clusters all that waits outside the window, in one layer, or in all where layer is DP_ALL_LAYERS: at the end of a
  * prompt, so that the first decoded token is not late. Not needed for correctness. Only the last `window` tokens can be

@@ -94,6 +94,7 @@ static dp_status prepare(dp_step *step, const dp_decode_request *r)
     if (status) return status;
     step->layer = &s->layers[r->layer];
     const size_t unclustered = dp_unclustered(s, step->layer);
+    if (!step->layer->n_tokens) return dp_step_refuse(step, "layer %u has no tokens: dp_append comes first", r->layer);
     if (r->n_queries > unclustered)
         return dp_step_refuse(step, "n_queries is %zu, but only the last %zu tokens can be queried", r->n_queries,
                               unclustered);

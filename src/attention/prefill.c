@@ -252,6 +252,8 @@ dp_status dp_prefill(dp_sequence *s, uint32_t layer, size_t n_queries, const flo
     if (!q || !out) return dp_fail(rt, DP_ERR_INVALID, "dp_prefill: q or out is NULL");
     prefill job = {.sequence = s, .layer = &s->layers[layer], .n_queries = n_queries, .q = q, .out = out, .lse = lse};
     const size_t unclustered = dp_unclustered(s, job.layer);
+    if (!job.layer->n_tokens)
+        return dp_fail(rt, DP_ERR_INVALID, "dp_prefill: layer %u has no tokens: dp_append comes first", layer);
     if (!n_queries || n_queries > unclustered)
         return dp_fail(rt, DP_ERR_INVALID,
                        "dp_prefill: n_queries is %zu, must be in [1, %zu], the last tokens not yet"

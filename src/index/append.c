@@ -345,26 +345,34 @@ static dp_status check_room(const dp_sequence *s, uint32_t layer, size_t n)
     return dp_view_check_table(view, s->runtime, have, have + n, "dp_append");
 }
 
-dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float *k, size_t k_stride, const float *v,
-                    size_t v_stride)
+/* Rows as they are given. */
+typedef struct given_rows {
+    const char *k, *v;
+    size_t k_stride, v_stride; /* bytes from token to token */
+    size_t k_row, v_row;       /* bytes of a row */
+    dp_type type;
+} given_rows;
+
+static dp_status append(dp_sequence *s, uint32_t layer, size_t n_tokens, given_rows given, const char *caller)
 {
-    if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_append: sequence is NULL");
     dp_runtime *const rt = s->runtime;
     const dp_sequence_config *const c = &s->config;
-    if (layer >= c->n_layers) return dp_fail(rt, DP_ERR_INVALID, "dp_append: layer %u of %u", layer, c->n_layers);
+    if (layer >= c->n_layers) return dp_fail(rt, DP_ERR_INVALID, "%s: layer %u of %u", caller, layer, c->n_layers);
     const bool borrowed = s->format.borrowed;
-    if (!n_tokens) return dp_fail(rt, DP_ERR_INVALID, "dp_append: n_tokens is 0");
-    if (!borrowed && (!k || !v)) return dp_fail(rt, DP_ERR_INVALID, "dp_append: k or v is NULL");
-    if (borrowed && (k || v))
-        return dp_fail(rt, DP_ERR_INVALID, "dp_append: the rows are borrowed: k and v must be NULL");
-    if (!k_stride) k_stride = (size_t)c->n_kv_heads * c->key_dim;
-    if (!v_stride) v_stride = (size_t)c->n_kv_heads * c->value_dim;
-    if (k_stride < (size_t)c->n_kv_heads * c->key_dim || v_stride < (size_t)c->n_kv_heads * c->value_dim)
-        return dp_fail(rt, DP_ERR_INVALID, "dp_append: strides %zu and %zu are shorter than a token", k_stride,
-                       v_stride);
+    if (!n_tokens) return dp_fail(rt, DP_ERR_INVALID, "%s: n_tokens is 0", caller);
+    if (!borrowed && (!given.k || !given.v)) return dp_fail(rt, DP_ERR_INVALID, "%s: k or v is NULL", caller);
+    if (borrowed && (given.k || given.v))
+        return dp_fail(rt, DP_ERR_INVALID, "%s: the rows are borrowed: k and v must be NULL", caller);
+    given.k_row = dp_row_bytes(given.type, c->key_dim);
+    given.v_row = dp_row_bytes(given.type, c->value_dim);
+    if (!given.k_stride) given.k_stride = c->n_kv_heads * given.k_row;
+    if (!given.v_stride) given.v_stride = c->n_kv_heads * given.v_row;
+    if (given.k_stride < c->n_kv_heads * given.k_row || given.v_stride < c->n_kv_heads * given.v_row)
+        return dp_fail(rt, DP_ERR_INVALID, "%s: strides of %zu and %zu bytes are shorter than a token", caller,
+                       given.k_stride, given.v_stride);
     dp_layer *const l = &s->layers[layer];
     if (n_tokens > UINT32_MAX - l->n_tokens)
-        return dp_fail(rt, DP_ERR_INVALID, "dp_append: %zu tokens on top of %llu are too many", n_tokens,
+        return dp_fail(rt, DP_ERR_INVALID, "%s: %zu tokens on top of %llu are too many", caller, n_tokens,
                        (unsigned long long)l->n_tokens);
 
     if (borrowed) {
@@ -376,11 +384,11 @@ dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float
         const size_t to_sink = sink_share(s, head, n_tokens);
         if ((to_sink && !dp_rows_resize(&head->sink, rt, &s->format, c->sink, dp_sequence_node(s, head->arena))) ||
             !dp_tail_reserve(s, head, n_tokens - to_sink))
-            return dp_no_memory(rt, "dp_append: no memory for %zu tokens", n_tokens);
+            return dp_no_memory(rt, "%s: no memory for %zu tokens", caller, n_tokens);
     }
     const bool prompt = n_tokens >= DP_PROMPT_CHUNK;
-    const dp_status status = cluster_due(s, layer, layer + 1, prompt ? due_whole_segments : due_over_limit,
-                                         prompt ? SIZE_MAX : 1, "dp_append");
+    const dp_status status =
+        cluster_due(s, layer, layer + 1, prompt ? due_whole_segments : due_over_limit, prompt ? SIZE_MAX : 1, caller);
     if (status) return status;
     for (uint32_t h = 0; h < c->n_kv_heads; h++) {
         dp_head *const head = &l->heads[h];
@@ -390,13 +398,41 @@ dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float
             head->tail.n += n_tokens - to_sink;
             continue;
         }
-        const float *const kh = k + h * s->format.key_dim, *const vh = v + h * s->format.value_dim;
-        dp_rows_append(&head->sink, &rt->kernels, &s->format, kh, k_stride, vh, v_stride, to_sink);
-        dp_rows_append(&head->tail, &rt->kernels, &s->format, kh + to_sink * k_stride, k_stride,
-                       vh + to_sink * v_stride, v_stride, n_tokens - to_sink);
+        const char *const k = given.k + h * given.k_row, *const v = given.v + h * given.v_row;
+        dp_rows_append(&head->sink, &rt->kernels, &s->format, given.type, k, given.k_stride, v, given.v_stride, to_sink);
+        dp_rows_append(&head->tail, &rt->kernels, &s->format, given.type, k + to_sink * given.k_stride, given.k_stride,
+                       v + to_sink * given.v_stride, given.v_stride, n_tokens - to_sink);
     }
     l->n_tokens += n_tokens;
     return DP_OK;
+}
+
+dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float *k, size_t k_stride, const float *v,
+                    size_t v_stride)
+{
+    if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_append: sequence is NULL");
+    if (k_stride > SIZE_MAX / sizeof *k || v_stride > SIZE_MAX / sizeof *v)
+        return dp_fail(s->runtime, DP_ERR_INVALID, "dp_append: strides %zu and %zu are too long", k_stride, v_stride);
+    const given_rows given = {.k = (const char *)k,
+                              .v = (const char *)v,
+                              .k_stride = k_stride * sizeof *k,
+                              .v_stride = v_stride * sizeof *v,
+                              .type = DP_F32};
+    return append(s, layer, n_tokens, given, "dp_append");
+}
+
+dp_status dp_append_typed(dp_sequence *s, uint32_t layer, size_t n_tokens, dp_type type, const void *k, size_t k_stride,
+                          const void *v, size_t v_stride)
+{
+    if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_append_typed: sequence is NULL");
+    if ((unsigned)type >= DP_TYPE_COUNT)
+        return dp_fail(s->runtime, DP_ERR_INVALID, "dp_append_typed: type is %d, must be a dp_type", (int)type);
+    const size_t alignment = dp_row_alignment(type);
+    if (((uintptr_t)k | (uintptr_t)v | k_stride | v_stride) % alignment)
+        return dp_fail(s->runtime, DP_ERR_INVALID, "dp_append_typed: k, v and the strides must be multiples of %zu bytes",
+                       alignment);
+    const given_rows given = {.k = k, .v = v, .k_stride = k_stride, .v_stride = v_stride, .type = type};
+    return append(s, layer, n_tokens, given, "dp_append_typed");
 }
 
 dp_status dp_build_index(dp_sequence *s, uint32_t layer)

@@ -47,13 +47,28 @@ void dp_rows_copy(dp_rows *rows, const dp_row_format *format, const dp_rows *fro
     rows->n += from->n;
 }
 
-void dp_rows_append(dp_rows *rows, const dp_kernels *kernels, const dp_row_format *format, const float *k,
-                    size_t k_stride, const float *v, size_t v_stride, size_t n)
+/* Stores a row that is given in another type, or in the same. */
+static void store_row(const dp_kernels *kernels, dp_type to, void *row, dp_type from, const void *given, size_t dim)
+{
+    float wide[DP_MAX_DIM];
+    if (from == to) {
+        memcpy(row, given, dp_row_bytes(to, dim));
+    } else if (from == DP_F32) {
+        kernels->from_f32[to](row, given, dim);
+    } else {
+        kernels->to_f32[from](wide, given, dim);
+        kernels->from_f32[to](row, wide, dim);
+    }
+}
+
+void dp_rows_append(dp_rows *rows, const dp_kernels *kernels, const dp_row_format *format, dp_type type, const char *k,
+                    size_t k_stride, const char *v, size_t v_stride, size_t n)
 {
     for (size_t i = 0; i < n && !format->borrowed; i++) {
-        kernels->from_f32[format->type](rows->k + (rows->n + i) * format->key_bytes, k + i * k_stride, format->key_dim);
-        kernels->from_f32[format->type](rows->v + (rows->n + i) * format->value_bytes, v + i * v_stride,
-                                        format->value_dim);
+        store_row(kernels, format->type, rows->k + (rows->n + i) * format->key_bytes, type, k + i * k_stride,
+                  format->key_dim);
+        store_row(kernels, format->type, rows->v + (rows->n + i) * format->value_bytes, type, v + i * v_stride,
+                  format->value_dim);
     }
     rows->n += n;
 }

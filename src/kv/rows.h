@@ -36,9 +36,9 @@ void dp_rows_free(dp_rows *rows, dp_runtime *runtime);
 /* Appends rows that are like these already; there must be room. */
 void dp_rows_copy(dp_rows *rows, const dp_row_format *format, const dp_rows *from);
 
-/* Appends n rows; there must be room. Strides in floats. */
-void dp_rows_append(dp_rows *rows, const dp_kernels *kernels, const dp_row_format *format, const float *k,
-                    size_t k_stride, const float *v, size_t v_stride, size_t n);
+/* Appends n rows of a type; there must be room. Strides in bytes. */
+void dp_rows_append(dp_rows *rows, const dp_kernels *kernels, const dp_row_format *format, dp_type type, const char *k,
+                    size_t k_stride, const char *v, size_t v_stride, size_t n);
 
 /* Drops the first n rows. */
 void dp_rows_drop(dp_rows *rows, const dp_row_format *format, size_t n);

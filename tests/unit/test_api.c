@@ -118,8 +118,8 @@ START_TEST(refused_calls_change_nothing)
     ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
     float q[4 * 64], out[4 * 64], again[4 * 64];
     make_queries(&r, &c, 1, 4, q);
-    expect(rt, dp_decode(s, 0, 1, q, NULL, out, NULL, NULL), DP_ERR_INVALID, "only the last 0 tokens");
-    expect(rt, dp_prefill(s, 0, 1, q, out, NULL), DP_ERR_INVALID, "n_queries");
+    expect(rt, dp_decode(s, 0, 1, q, NULL, out, NULL, NULL), DP_ERR_INVALID, "layer 0 has no tokens");
+    expect(rt, dp_prefill(s, 0, 1, q, out, NULL), DP_ERR_INVALID, "layer 0 has no tokens");
     ck_assert_int_eq(dp_build_index(s, 0), DP_OK); /* nothing to do */
     append(s, &c, 0, 3000, 500);
     ck_assert_int_eq(dp_build_index(s, DP_ALL_LAYERS), DP_OK);
@@ -130,7 +130,16 @@ START_TEST(refused_calls_change_nothing)
     expect(rt, dp_append(s, 0, 1, NULL, 0, c.v, 0), DP_ERR_INVALID, "NULL");
     expect(rt, dp_append(s, 0, 1, c.k, 3, c.v, 0), DP_ERR_INVALID, "strides");
     expect(rt, dp_append(s, 0, UINT32_MAX, c.k, 0, c.v, 0), DP_ERR_INVALID, "too many");
+    expect(rt, dp_append(s, 0, 1, c.k, SIZE_MAX / 2, c.v, 0), DP_ERR_INVALID, "too long");
     expect(NULL, dp_append(NULL, 0, 1, c.k, 0, c.v, 0), DP_ERR_INVALID, "sequence is NULL");
+    const char *const odd = (const char *)c.k + 1;
+    expect(rt, dp_append_typed(s, 0, 1, DP_TYPE_COUNT, c.k, 0, c.v, 0), DP_ERR_INVALID, "type is 4");
+    expect(rt, dp_append_typed(s, 0, 1, (dp_type)-1, c.k, 0, c.v, 0), DP_ERR_INVALID, "type is -1");
+    expect(rt, dp_append_typed(s, 0, 1, DP_F16, odd, 0, c.v, 0), DP_ERR_INVALID, "multiples of 2 bytes");
+    expect(rt, dp_append_typed(s, 0, 1, DP_INT8, c.k, 2 * 68, c.v, 2 * 68 + 2), DP_ERR_INVALID, "multiples of 4 bytes");
+    expect(rt, dp_append_typed(s, 0, 1, DP_BF16, c.k, 2 * 128 - 2, c.v, 0), DP_ERR_INVALID, "dp_append_typed: strides");
+    expect(rt, dp_append_typed(s, 1, 1, DP_BF16, c.k, 0, c.v, 0), DP_ERR_INVALID, "dp_append_typed: layer 1 of 1");
+    expect(NULL, dp_append_typed(NULL, 0, 1, DP_F16, c.k, 0, c.v, 0), DP_ERR_INVALID, "sequence is NULL");
     expect(rt, dp_decode(s, 2, 1, q, NULL, out, NULL, NULL), DP_ERR_INVALID, "layer 2");
     expect(rt, dp_decode(s, 0, 0, q, NULL, out, NULL, NULL), DP_ERR_INVALID, "n_queries is 0");
     expect(rt, dp_decode(s, 0, 65, q, NULL, out, NULL, NULL), DP_ERR_INVALID, "n_queries is 65");

@@ -2,6 +2,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "kv/rows.h"
+#include "runtime/runtime.h"
 #include "unit.h"
 
 /* Shapes: every supported head dimension, key and value dims that differ, group sizes 1, 3, 4, 8, short and long. */
@@ -206,6 +208,55 @@ START_TEST(extreme_scales_stay_finite)
 }
 END_TEST
 
+/* Rows of every type into sequences of every type, with room between tokens: what dp_append makes of the same numbers, and
+ * rows of the sequence's own type as they are. */
+START_TEST(typed_rows)
+{
+    enum { TOKENS = 2600, HEADS = 2, KEY = 24, VALUE = 40, ROOM = 16 };
+    const dp_type from = (dp_type)(_i / DP_TYPE_COUNT), to = (dp_type)(_i % DP_TYPE_COUNT);
+    rng r = {71};
+    cache c = cache_create(&r, TOKENS, HEADS, KEY, VALUE, DP_F32);
+    dp_runtime *const rt = runtime_with(2, DP_ISA_AUTO);
+    const size_t key = dp_row_bytes(from, KEY), value = dp_row_bytes(from, VALUE);
+    const size_t k_stride = HEADS * key + ROOM, v_stride = HEADS * value + ROOM;
+    char *const k = malloc(TOKENS * k_stride), *const v = malloc(TOKENS * v_stride);
+    for (size_t t = 0; t < TOKENS; t++)
+        for (size_t h = 0; h < HEADS; h++) { /* both: the numbers are what the type holds */
+            float *const ck = c.k + (t * HEADS + h) * KEY, *const cv = c.v + (t * HEADS + h) * VALUE;
+            rt->kernels.from_f32[from](k + t * k_stride + h * key, ck, KEY);
+            rt->kernels.from_f32[from](v + t * v_stride + h * value, cv, VALUE);
+            rt->kernels.to_f32[from](ck, k + t * k_stride + h * key, KEY);
+            rt->kernels.to_f32[from](cv, v + t * v_stride + h * value, VALUE);
+        }
+    dp_sequence_config config = sequence_config(&c, 2 * HEADS, to);
+    dp_sequence *s, *wanted;
+    ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
+    ck_assert_int_eq(dp_sequence_create(rt, &config, &wanted), DP_OK);
+    append(wanted, &c, 0, TOKENS, 650);
+    for (size_t t = 0; t < TOKENS; t += 650)
+        ck_assert_int_eq(dp_append_typed(s, 0, 650, from, k + t * k_stride, k_stride, v + t * v_stride, v_stride), DP_OK);
+    float rows[2][2][VALUE];
+    for (uint64_t t = 0; t < TOKENS; t += 37)
+        for (uint32_t h = 0; h < HEADS; h++) {
+            ck_assert_int_eq(dp_sequence_read(s, 0, h, t, 1, rows[0][0], rows[0][1]), DP_OK);
+            ck_assert_int_eq(dp_sequence_read(wanted, 0, h, t, 1, rows[1][0], rows[1][1]), DP_OK);
+            const float *const ck = c.k + (t * HEADS + h) * KEY, *const cv = c.v + (t * HEADS + h) * VALUE;
+            ck_assert_mem_eq(rows[0][0], from == to ? ck : rows[1][0], KEY * sizeof(float));
+            ck_assert_mem_eq(rows[0][1], from == to ? cv : rows[1][1], VALUE * sizeof(float));
+        }
+    float q[2 * HEADS * KEY], out[2][2 * HEADS * VALUE];
+    make_queries(&r, &c, 1, 2 * HEADS, q);
+    ck_assert_int_eq(dp_decode(s, 0, 1, q, NULL, out[0], NULL, NULL), DP_OK);
+    ck_assert_int_eq(dp_decode(wanted, 0, 1, q, NULL, out[1], NULL, NULL), DP_OK);
+    if (from != DP_INT8 || to != DP_INT8) ck_assert_mem_eq(out[0], out[1], sizeof out[0]); /* steps are rounded again there */
+    dp_sequence_free(s);
+    dp_sequence_free(wanted);
+    dp_runtime_free(rt);
+    cache_free(&c);
+    free(k), free(v);
+}
+END_TEST
+
 int main(void)
 {
     Suite *const suite = suite_create("attention");
@@ -217,6 +268,7 @@ int main(void)
     tcase_add_loop_test(slow, prefill_equals_reference, 2, N_SHAPES - 3);
     tcase_add_loop_test(tc, nan_stays_where_it_is_seen, 0, 3);
     tcase_add_loop_test(tc, large_logits, 0, 2);
+    tcase_add_loop_test(tc, typed_rows, 0, DP_TYPE_COUNT * DP_TYPE_COUNT);
     tcase_add_loop_test(tc, extreme_scales_stay_finite, 0, 6);
     suite_add_tcase(suite, tc);
     return run_suite(suite);
