@@ -97,17 +97,21 @@ expect 0 '^ISA ' info
 expect 2 'program is missing' llama
 expect 2 'program is missing' llama --plugin /dev/null --
 expect 1 'no plugin /nowhere' llama --plugin /nowhere -- env
-expect 1 'no program /nowhere' llama --plugin /dev/null -- /nowhere
-expect 0 '^GGML_BACKEND_PATH=/dev/null$' llama --plugin /dev/null -- env
-expect 0 '^LD_PRELOAD=/dev/null$' llama --plugin /dev/null env
-expect 3 '^$' llama --plugin /dev/null -- sh -c 'echo; exit 3'
+expect 1 '/dev/null is no backend of ggml' llama --plugin /dev/null -- env
+expect 1 'is no backend of ggml' llama --plugin "$model" -- env
+plugin=$work/plugin.so
+printf '\177ELF ggml_backend_init' >"$plugin"
+expect 1 'no program /nowhere' llama --plugin "$plugin" -- /nowhere
+expect 0 "^GGML_BACKEND_PATH=$plugin\$" llama --plugin "$plugin" -- env
+expect 0 "^LD_PRELOAD=$plugin\$" llama --plugin "$plugin" env
+expect 3 '^$' llama --plugin "$plugin" -- sh -c 'echo; exit 3'
 
 # A program with ggml inside: nothing could be added to it.
 inside=$(mktemp)
 cat "$(command -v env)" >"$inside"
 printf GGML_BACKEND_PATH >>"$inside"
 chmod +x "$inside"
-expect 1 'has ggml linked into it' llama --plugin /dev/null -- "$inside"
+expect 1 'has ggml linked into it' llama --plugin "$plugin" -- "$inside"
 rm "$inside"
 
 [ "$failed" -eq 0 ] && echo "all as expected"

@@ -4,7 +4,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "commands.h"
 #include "machine.h"
@@ -19,16 +18,8 @@ static int fail(int status, const char *reason)
 /* Of the memory that is free, three quarters. */
 static uint64_t usable_memory(void)
 {
-    unsigned long long kib = 0;
-    char line[128];
-    FILE *const file = fopen("/proc/meminfo", "r");
-    while (file && fgets(line, sizeof(line), file) && sscanf(line, "MemAvailable: %llu kB", &kib) != 1)
-        ;
-    if (file)
-        fclose(file);
-    if (kib == 0)
-        kib = (unsigned long long)sysconf(_SC_PHYS_PAGES) * (unsigned long long)sysconf(_SC_PAGESIZE) / 2048;
-    return kib * 1024 / 4 * 3;
+    uint64_t available;
+    return dp_system_memory(NULL, &available) == DP_OK ? available / 4 * 3 : UINT64_C(1) << 30;
 }
 
 /* The best that the machine showed so far: what shares a machine with others only ever makes it slower. */

@@ -91,12 +91,10 @@ static bool find_program(const char *name, char path[PATH_MAX])
     return found;
 }
 
-/* ggml is linked into the program itself: its backends' functions are out of a plugin's reach. A text that only ggml has
- * tells; scripts that name the variable have it, too. */
-static bool has_ggml_inside(const char *program)
+/* Whether a file is a program or a library and has a text in it. */
+static bool elf_has(const char *path, const char *text)
 {
-    static const char mark[] = "GGML_BACKEND_PATH";
-    const int file = open(program, O_RDONLY | O_CLOEXEC);
+    const int file = open(path, O_RDONLY | O_CLOEXEC);
     struct stat stat;
     if (file < 0)
         return false;
@@ -105,9 +103,16 @@ static bool has_ggml_inside(const char *program)
     close(file);
     if (bytes == MAP_FAILED)
         return false;
-    const bool found = size > 4 && memcmp(bytes, "\177ELF", 4) == 0 && memmem(bytes, size, mark, sizeof(mark) - 1);
+    const bool found = size > 4 && memcmp(bytes, "\177ELF", 4) == 0 && memmem(bytes, size, text, strlen(text));
     munmap((void *)bytes, size);
     return found;
+}
+
+/* ggml is linked into the program itself: its backends' functions are out of a plugin's reach. A text that only ggml has
+ * tells; scripts that name the variable have it, too. */
+static bool has_ggml_inside(const char *program)
+{
+    return elf_has(program, "GGML_BACKEND_PATH");
 }
 
 /* Puts a value in front of what a variable that lists paths has. */
@@ -148,7 +153,7 @@ int cmd_llama(int argc, char **argv)
         .args_doc = "[--] PROGRAM [ARGUMENT...]",
         .doc = "Start a program of llama.cpp's (llama-server, llama-cli, llama-bench, ...) that decodes with Double-P "
                "attention. The environment variables DOUBLEP_EPSILON, DOUBLEP_MIN_CONTEXT, DOUBLEP_DENSE_LAYERS, "
-               "DOUBLEP_MEMORY, DOUBLEP_STATS, DOUBLEP_ISA and DOUBLEP set it up; see doublep(1).",
+               "DOUBLEP_KV, DOUBLEP_MEMORY, DOUBLEP_STATS, DOUBLEP_ISA and DOUBLEP set it up; see doublep(1).",
     };
     llama_options o = {0};
     if (argp_parse(&argp, argc, argv, ARGP_IN_ORDER, NULL, &o) != 0)
@@ -161,6 +166,10 @@ int cmd_llama(int argc, char **argv)
                          : "doublep llama: %s is neither installed nor built; it is built for one version of "
                            "llama.cpp, with meson's option -Dllama_cpp=FOLDER\n",
                 o.plugin ? o.plugin : PLUGIN);
+        return EXIT_RUNTIME;
+    }
+    if (!elf_has(plugin, "ggml_backend_init")) { /* a preloaded library that is none would be passed over */
+        fprintf(stderr, "doublep llama: %s is no backend of ggml\n", plugin);
         return EXIT_RUNTIME;
     }
     if (!find_program(o.program[0], program)) {
