@@ -281,6 +281,46 @@ START_TEST(signs_find_most_of_them)
 }
 END_TEST
 
+/* Every other token of every cluster matters: more runs of single tokens than there is work memory for, so that the last
+ * clusters are read as a whole. */
+START_TEST(single_tokens_without_end)
+{
+    enum { TOKENS = 40000, DIM = 64, GROUPS = 50 };
+    rng r = {73};
+    cache c = cache_create(&r, TOKENS, 1, DIM, DIM, DP_BF16);
+    for (size_t t = 0; t < TOKENS; t++) /* the first element, that the query asks for, is small beside the others */
+        for (size_t d = 0; d < DIM; d++)
+            c.k[t * DIM + d] = d == 0 ? (t % 2 ? -0.4f : 0.4f)
+                                      : 0.25f * (float)((int)((t / 2 * 7919 % GROUPS * 31 + d * 17) % 13) - 6) +
+                                            0.46f * rng_normal(&r);
+    dp_runtime *const rt = runtime_with(2, DP_ISA_AUTO);
+    dp_sequence_config config = sequence_config(&c, 1, DP_BF16);
+    dp_sequence *s;
+    ck_assert_int_eq(dp_sequence_create(rt, &config, &s), DP_OK);
+    append(s, &c, 0, TOKENS, 1000);
+    ck_assert_int_eq(dp_build_index(s, 0), DP_OK);
+    const float q[DIM] = {60};
+    float out[DIM], exact[DIM];
+    dp_attention_params params;
+    dp_attention_params_init(&params);
+    params.p1 = 1;
+    params.epsilon = 5e-4f;
+    dp_attention_stats stats;
+    dp_attention_stats_init(&stats);
+    ck_assert_int_eq(dp_decode(s, 0, 1, q, &params, out, NULL, &stats), DP_OK);
+    params.method = DP_DENSE;
+    ck_assert_int_eq(dp_decode(s, 0, 1, q, &params, exact, NULL, NULL), DP_OK);
+    ck_assert_uint_gt(stats.tokens_refined, TOKENS / 2 + TOKENS / 50); /* of the last clusters all */
+    ck_assert_uint_lt(stats.tokens_refined, TOKENS * 9 / 10);
+    double error = 0, norm = 0;
+    for (int d = 0; d < DIM; d++) error += pow(out[d] - exact[d], 2), norm += pow(exact[d], 2);
+    ck_assert_msg(error < 25e-4 * norm, "error %g", sqrt(error / norm));
+    dp_sequence_free(s);
+    runtime_end(rt);
+    cache_free(&c);
+}
+END_TEST
+
 START_TEST(longer_sink_and_window_are_exact)
 {
     fixture f = open_fixture(41, 0.125f);
@@ -451,6 +491,7 @@ int main(void)
     tcase_add_loop_test(tc, codes_find_the_tokens_that_matter, 0, 1);
     tcase_add_test(tc, signs_find_most_of_them);
     tcase_add_loop_test(slow, codes_find_the_tokens_that_matter, 1, 3);
+    tcase_add_test(tc, single_tokens_without_end);
     tcase_add_test(tc, longer_sink_and_window_are_exact);
     tcase_add_test(tc, options_do_what_they_say);
     tcase_add_loop_test(tc, slope_follows_the_query, 0, 2);
