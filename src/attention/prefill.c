@@ -211,7 +211,9 @@ static dp_status reserve_sums(dp_sequence *s, uint32_t layer, const char *caller
     const size_t dim = s->format.key_dim;
     dp_head *const heads = s->layers[layer].heads;
     uint32_t h = 0;
-    while (h < s->config.n_kv_heads && (heads[h].queries.settled || dp_queries_reserve(&heads[h].queries, s->runtime, dim))) h++;
+    while (h < s->config.n_kv_heads &&
+           (heads[h].queries.settled || dp_queries_reserve(&heads[h].queries, s->runtime, dim)))
+        h++;
     if (h == s->config.n_kv_heads) return DP_OK;
     while (h-- > 0)
         if (!heads[h].queries.n) dp_queries_free(&heads[h].queries, s->runtime, dim);

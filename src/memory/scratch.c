@@ -89,21 +89,24 @@ dp_scratch *dp_scratch_acquire(dp_runtime *rt, size_t bytes)
     const uint64_t call = atomic_fetch_add(&rt->calls, 1) + 1;
     if (call % (DP_SCRATCH_CALLS / 4) == 0) free_stale(rt, call);
     dp_scratch *scratch = take_idle(rt, bytes);
-    if (fit(rt, scratch, bytes) == 1) {
-        free_base(rt, scratch); /* first, so that the limit does not count both */
-        if (!provide(rt, scratch, bytes)) {
-            dp_scratch_release(rt, scratch);
-            return NULL;
-        }
-    } else if (fit(rt, scratch, bytes) != 3) {
+    if (fit(rt, scratch, bytes) != 3) {
         /* Small calls get a buffer of their own: if they lived on a large one it would never be given up, or be missing in
-         * some later call that should not have to allocate. Only where there is no memory do they share it. */
-        dp_scratch *const own = scratch_new(rt, bytes);
-        if (!own && !scratch) return NULL;
-        if (own && scratch) dp_scratch_release(rt, scratch);
-        if (own) scratch = own;
+         * some later call that should not have to allocate. */
+        dp_scratch *const own = fit(rt, scratch, bytes) == 1 ? NULL : scratch_new(rt, bytes);
+        if (own) {
+            if (scratch) dp_scratch_release(rt, scratch);
+            scratch = own;
+        } else if (!scratch) {
+            return NULL;
+        } else {
+            free_base(rt, scratch); /* first, so that the limit does not count both */
+            if (!provide(rt, scratch, bytes)) {
+                dp_scratch_release(rt, scratch);
+                return NULL;
+            }
+        }
     }
-    if (fit(rt, scratch, bytes) == 3) scratch->last_call = call;
+    scratch->last_call = call;
     scratch->used = 0;
     return scratch;
 }
