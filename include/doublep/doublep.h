@@ -151,7 +151,8 @@ DP_API dp_status dp_system_memory(uint64_t *total, uint64_t *available);
 
 /* From now on no call of the calling thread, on any runtime, runs on more than n_threads threads: for programs that read
  * prompts with another number of threads than they decode with, or share the machine. Less than 1 (at the start of a
- * thread): the runtime's number. Returns the limit that was in force, 0 where none was. */
+ * thread): the runtime's number. Returns the limit that was in force, 0 where none was. (dp_runtime_free of a runtime with pinning
+ * calls on as many as it has bound, to set them free.) */
 DP_API int32_t dp_limit_threads(int32_t n_threads);
 
 /* "scalar", "avx2", "avx512", "neon", "auto". */

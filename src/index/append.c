@@ -367,7 +367,7 @@ static dp_status append(dp_sequence *s, uint32_t layer, size_t n_tokens, given_r
     given.v_row = dp_row_bytes(given.type, c->value_dim);
     if (!given.k_stride) given.k_stride = c->n_kv_heads * given.k_row;
     if (!given.v_stride) given.v_stride = c->n_kv_heads * given.v_row;
-    if (given.k_stride < c->n_kv_heads * given.k_row || given.v_stride < c->n_kv_heads * given.v_row)
+    if (!borrowed && (given.k_stride < c->n_kv_heads * given.k_row || given.v_stride < c->n_kv_heads * given.v_row))
         return dp_fail(rt, DP_ERR_INVALID, "%s: strides of %zu and %zu bytes are shorter than a token", caller,
                        given.k_stride, given.v_stride);
     dp_layer *const l = &s->layers[layer];
@@ -411,6 +411,7 @@ dp_status dp_append(dp_sequence *s, uint32_t layer, size_t n_tokens, const float
                     size_t v_stride)
 {
     if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_append: sequence is NULL");
+    if (s->format.borrowed) k_stride = v_stride = 0; /* without meaning */
     if (k_stride > SIZE_MAX / sizeof *k || v_stride > SIZE_MAX / sizeof *v)
         return dp_fail(s->runtime, DP_ERR_INVALID, "dp_append: strides %zu and %zu are too long", k_stride, v_stride);
     const given_rows given = {.k = (const char *)k,
@@ -427,6 +428,7 @@ dp_status dp_append_typed(dp_sequence *s, uint32_t layer, size_t n_tokens, dp_ty
     if (!s) return dp_fail(NULL, DP_ERR_INVALID, "dp_append_typed: sequence is NULL");
     if ((unsigned)type >= DP_TYPE_COUNT)
         return dp_fail(s->runtime, DP_ERR_INVALID, "dp_append_typed: type is %d, must be a dp_type", (int)type);
+    if (s->format.borrowed) k_stride = v_stride = 0; /* without meaning */
     const size_t alignment = dp_row_alignment(type);
     if (((uintptr_t)k | (uintptr_t)v | k_stride | v_stride) % alignment)
         return dp_fail(s->runtime, DP_ERR_INVALID, "dp_append_typed: k, v and the strides must be multiples of %zu bytes",

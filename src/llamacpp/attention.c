@@ -122,43 +122,41 @@ static void observe_group(const stream_step *step, uint32_t group, attention_scr
     if (dp_observe_queries(g->list->sequence, 0, n, qs) == DP_OK) atomic_fetch_add(&plugin.counters.queries, n);
 }
 
-/* Brings a group's copy up to date; in a prompt its queries come first, as the index is built for what it has been asked. */
+/* Says once what nobody would look for where llama.cpp is just as slow as without the plugin. */
+static void tell_refusal(cache_layer *layer)
+{
+    static atomic_flag told = ATOMIC_FLAG_INIT;
+    char why[256];
+    layer->patience = 0;
+    atomic_fetch_add(&plugin.counters.refused, 1);
+    if (atomic_flag_test_and_set(&told)) return;
+    fprintf(stderr, "doublep: left to the CPU backend (said once): %s\n",
+            dp_last_error(list_runtime(), why, sizeof why));
+}
+
+/* Brings a group's copy up to date; in a prompt its queries come first, as the index is built for what it has been asked. Where
+ * there is no memory, copies that do not serve this step go first: of sequences that have ended, mostly. */
 static bool copy_list(const stream_step *step, uint32_t group, bool decode, attention_scratch *scratch)
 {
     cell_list *const list = step->groups[group].list;
     const list_shape *const shape = &step->layer->shape;
-    if (!list_open(list, shape)) return false;
+    while (!list_open(list, shape))
+        if (!cache_drop_oldest(step->layer)) return false;
     if (!decode) observe_group(step, group, scratch);
     const uint32_t before = list->copied;
-    const bool ok = list_copy(list, shape, &step->rows, decode ? step->groups[group].n : 0);
-    if (ok) atomic_fetch_add(&plugin.counters.tokens_copied, list->copied - before);
+    bool ok;
+    do ok = list_copy(list, shape, &step->rows, decode ? step->groups[group].n : 0);
+    while (!ok && cache_drop_oldest(step->layer));
+    atomic_fetch_add(&plugin.counters.tokens_copied, list->copied - before);
     return ok;
 }
 
-/* Says once what nobody would look for where llama.cpp is just as slow as without the plugin. */
-static void tell_refusal(void)
+static bool copy_lists(const stream_step *step, bool decode, attention_scratch *scratch)
 {
-    static atomic_flag told = ATOMIC_FLAG_INIT;
-    char why[256];
-    atomic_fetch_add(&plugin.counters.refused, 1);
-    if (atomic_flag_test_and_set(&told)) return;
-    fprintf(stderr, "doublep: left to the CPU backend for want of memory (DOUBLEP_MEMORY; said once): %s\n",
-            dp_last_error(list_runtime(), why, sizeof why));
-}
-
-/* Where there is no memory, copies that do not serve this step go first: of sequences that have ended, mostly. A layer whose
- * lists keep taking memory from each other soon sleeps. */
-static bool copy_lists(stream_step *step, bool decode, attention_scratch *scratch)
-{
-    cache_layer *const layer = step->layer;
     for (uint32_t g = 0; g < step->n_groups; g++)
-        while (!copy_list(step, g, decode, scratch)) {
-            if (!cache_drop_oldest(layer)) {
-                layer->patience = 0;
-                tell_refusal();
-                return false;
-            }
-            layer->patience--;
+        if (!copy_list(step, g, decode, scratch)) {
+            tell_refusal(step->layer);
+            return false;
         }
     return true;
 }
@@ -225,8 +223,11 @@ static bool decode_steps(const stream_step *steps, size_t n_steps, attention_scr
             r->out = at, at += r->n_queries * out_row;
             if (sinks) r->lse = at, at += r->n_queries * shape->query_heads;
         }
-    if (dp_decode_batch(list_runtime(), n, requests)) {
-        tell_refusal();
+    dp_status status;
+    do status = dp_decode_batch(list_runtime(), n, requests);
+    while (status == DP_ERR_NO_MEMORY && cache_drop_oldest(steps->layer)); /* work memory counts, too */
+    if (status) {
+        tell_refusal(steps->layer);
         return false;
     }
     r = requests;
@@ -287,7 +288,7 @@ static bool awake(cache_layer *layer)
     if (layer->patience <= 0) {
         cache_sleep(layer);
         layer->asleep_until = layer->calls + SLEEP_CALLS;
-        layer->patience = 1;
+        layer->patience = 2; /* one for reading anew what goes on */
         return false;
     }
     return true;
@@ -302,11 +303,13 @@ static bool prepare(const struct ggml_tensor *node, cache_layer *layer, attentio
     if (!group_of || !steps) return false;
     bool decode = true, prompt = false;
     for (size_t i = 0; i < n_streams; i++) {
+        if (open_step(&steps[i], layer, node, (int64_t)i, group_of + i * n_rows) && step_settle(&steps[i])) continue;
+        steps[i].n_groups = 0;
+        decode = false;
+    }
+    for (size_t i = 0; i < n_streams; i++) { /* once it is known which lists serve */
         stream_step *const step = &steps[i];
-        if (!open_step(step, layer, node, (int64_t)i, group_of + i * n_rows) || !step_settle(step)) {
-            decode = false;
-            continue;
-        }
+        if (!step->n_groups) continue;
         const bool small = is_decode(step), copied = copy_lists(step, small, scratch);
         prompt |= copied && !small;
         decode &= copied && small;

@@ -23,7 +23,7 @@ static hooked_buffer *hooked;
 
 static void drop_lists(cache_layer *layer)
 {
-    for (uint32_t s = 0; s < layer->n_streams; s++) {
+    for (uint32_t s = 0; layer->streams && s < layer->n_streams; s++) {
         cache_stream *const stream = &layer->streams[s];
         while (stream->n_lists) list_free(stream->list[--stream->n_lists]);
     }
@@ -228,12 +228,10 @@ cache_layer *cache_find(const struct ggml_tensor *node)
     const list_shape shape = shape_of(node);
     pthread_mutex_lock(&lock);
     cache_layer *layer = layers;
-    while (layer && (layer->k_data != k->data || layer->v_data != v->data)) layer = layer->next;
+    /* A model and the one that drafts for it may see the same cache with other heads. */
+    while (layer && (layer->k_data != k->data || layer->v_data != v->data || !same_shape(&layer->shape, &shape)))
+        layer = layer->next;
     if (!layer) layer = new_layer(k, v, &shape);
-    if (layer && !same_shape(&layer->shape, &shape)) {
-        drop_lists(layer);
-        layer->shape = shape;
-    }
     pthread_mutex_unlock(&lock);
     return layer;
 }
@@ -286,15 +284,21 @@ void cache_sleep(cache_layer *layer)
 
 bool cache_drop_oldest(cache_layer *layer)
 {
-    cell_list *oldest = NULL;
+    cache_stream *stream = NULL;
+    cell_list **oldest = NULL;
     for (uint32_t s = 0; s < layer->n_streams; s++)
         for (uint32_t l = 0; l < layer->streams[s].n_lists; l++) {
-            cell_list *const list = layer->streams[s].list[l];
-            if (!list->sequence || list->used == layer->calls) continue;
-            if (!oldest || list->used < oldest->used) oldest = list;
+            cell_list **const list = &layer->streams[s].list[l];
+            if (!(*list)->sequence || (*list)->used == layer->calls) continue;
+            if (oldest && (*oldest)->used <= (*list)->used) continue;
+            oldest = list;
+            stream = &layer->streams[s];
         }
-    if (oldest) list_drop_copy(oldest);
-    return oldest != NULL;
+    if (!oldest) return false;
+    if (layer->calls - (*oldest)->used < RECENT_CALLS) layer->patience--; /* it will be wanted again, and take another's place */
+    list_free(*oldest);
+    *oldest = stream->list[--stream->n_lists];
+    return true;
 }
 
 cell_list *cache_new_list(cache_layer *layer, cache_stream *stream, const cell_list *keep)

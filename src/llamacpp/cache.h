@@ -7,7 +7,8 @@
 
 enum {
     CACHE_LISTS = 64,  /* per stream, at most; those of sequences that have ended serve as beginnings of others */
-    CACHE_PATIENCE = 8 /* times that lists are read anew before they are found not to pay */
+    CACHE_PATIENCE = 8, /* times that lists are read anew before they are found not to pay */
+    RECENT_CALLS = 64   /* a list that has served so lately is in use */
 };
 
 typedef struct cache_stream {
@@ -47,7 +48,7 @@ void cache_changed(const struct ggml_tensor *tensor);
 /* Gives all lists up. */
 void cache_sleep(cache_layer *layer);
 
-/* Gives up the copy of the layer's list that has not served for longest; false where all that have one serve this step. */
+/* Gives up the list that has not served for longest of those with a copy; false where all of these serve this step. */
 bool cache_drop_oldest(cache_layer *layer);
 
 /* An empty list, not `keep`; where there are too many, in place of the one that has not served for longest. NULL where

@@ -23,7 +23,7 @@ cell_list *list_create(uint32_t n_cells)
     return list;
 }
 
-void list_drop_copy(cell_list *list)
+static void drop_copy(cell_list *list)
 {
     dp_sequence_free(list->sequence);
     list->sequence = NULL;
@@ -33,7 +33,7 @@ void list_drop_copy(cell_list *list)
 void list_free(cell_list *list)
 {
     if (!list) return;
-    list_drop_copy(list);
+    drop_copy(list);
     free(list->cell);
     free(list->mask);
     free(list);
@@ -45,9 +45,7 @@ void list_truncate(cell_list *list, uint32_t n)
     for (uint32_t i = n; i < list->n; i++) list->mask[list->cell[i]] = MASK_HIDDEN;
     list->n = n;
     if (list->copied > n) list->copied = n;
-    list->end = 0;
-    for (uint32_t i = 0; i < n; i++)
-        if (list->cell[i] >= list->end) list->end = list->cell[i] + 1;
+    while (list->end && list->mask[list->end - 1] != MASK_SEEN) list->end--;
 }
 
 void list_forget(cell_list *list, uint32_t cell)
@@ -62,7 +60,7 @@ void list_forget(cell_list *list, uint32_t cell)
 void list_fork(cell_list *list, const cell_list *from, uint32_t n)
 {
     list_truncate(list, 0);
-    list_drop_copy(list);
+    drop_copy(list);
     for (uint32_t i = 0; i < n; i++) list_push(list, from->cell[i]);
     /* Without a copy the tokens are read from the cache once more. */
     if (!from->sequence || dp_sequence_fork(from->sequence, &list->sequence)) return;
@@ -108,7 +106,7 @@ dp_runtime *list_runtime(void)
 
 bool list_open(cell_list *list, const list_shape *shape)
 {
-    if (list->sequence && dp_sequence_truncate(list->sequence, 0, list->copied)) list_drop_copy(list);
+    if (list->sequence && dp_sequence_truncate(list->sequence, 0, list->copied)) drop_copy(list);
     if (list->sequence) return true;
     dp_sequence_config config;
     dp_sequence_config_init(&config);
@@ -162,6 +160,5 @@ bool list_copy(cell_list *list, const list_shape *shape, const list_rows *rows, 
         ok = append(list, shape, rows, n < CHUNK ? n : CHUNK, buffer);
     }
     free(buffer);
-    if (!ok) list_drop_copy(list);
     return ok;
 }

@@ -66,10 +66,7 @@ bool list_equals(const cell_list *list, const uint16_t *mask, uint32_t n_kv);
 bool list_open(cell_list *list, const list_shape *shape);
 
 /* Brings the copy, which is there, up to date; the last `fresh` tokens come as decoding adds them, 0 while a prompt is read.
- * False where there is no memory for it, or the limit forbids it: the copy is gone then. */
+ * False where there is no memory for it, or the limit forbids it: it is of fewer tokens then, and can be gone on with. */
 bool list_copy(cell_list *list, const list_shape *shape, const list_rows *rows, uint32_t fresh);
-
-/* Gives the copy up. */
-void list_drop_copy(cell_list *list);
 
 #endif

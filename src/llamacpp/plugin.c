@@ -13,6 +13,10 @@
 
 plugin_state plugin;
 
+/* llama.cpp's automatic choice gives flash attention up where a device other than the cache's computes it: while a context is made
+ * in this thread, until one begins to compute, nothing is claimed. */
+static _Thread_local bool constructing;
+
 typedef struct plugin_backend {
     cpu_delegate cpu;
     attention_scratch scratch;
@@ -92,7 +96,7 @@ static void set_n_threads(ggml_backend_t backend, int n_threads)
 {
     plugin_backend *const b = backend->context;
     b->n_threads = n_threads;
-    atomic_store(&plugin.claims, true);
+    constructing = false;
 }
 
 static void set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void *data)
@@ -155,7 +159,7 @@ static ggml_backend_t init_backend(ggml_backend_dev_t device, const char *params
                               .iface = {.get_name = get_name, .free = free_backend, .graph_compute = graph_compute},
                               .device = device,
                               .context = b};
-    atomic_store(&plugin.claims, false);
+    constructing = true;
     return backend;
 }
 
@@ -185,7 +189,7 @@ static bool supports_op(ggml_backend_dev_t device, const struct ggml_tensor *nod
     case GGML_OP_PERMUTE:
     case GGML_OP_TRANSPOSE: return true;
     case GGML_OP_SET_ROWS: return writes_cache(node) && cpu->iface.supports_op(cpu, node);
-    case GGML_OP_FLASH_ATTN_EXT: return atomic_load(&plugin.claims) && attention_supports(node);
+    case GGML_OP_FLASH_ATTN_EXT: return !constructing && attention_supports(node);
     default:
         /* Something else is about to write to a cache: keys are being shifted. */
         if (node->view_src && node->data) cache_changed(node);

@@ -12,7 +12,7 @@
 typedef struct plugin_counters {
     _Atomic uint64_t sparse, dense; /* computed by the library, one per sequence of the step */
     _Atomic uint64_t passed;        /* claimed, but left to the CPU backend: masks that no list fits, and */
-    _Atomic uint64_t prompts, refused; /* prompts; for want of memory */
+    _Atomic uint64_t prompts, refused; /* prompts; after an error, want of memory as a rule */
     _Atomic uint64_t bytes, bytes_dense;
     _Atomic uint64_t tokens_copied; /* per layer */
     _Atomic uint64_t queries;       /* of prompts, that the index was shown; per layer */
@@ -24,9 +24,6 @@ typedef struct plugin_counters {
 typedef struct plugin_state {
     plugin_settings settings;
     plugin_counters counters;
-    /* llama.cpp's automatic choice gives flash attention up where a device other than the cache's computes it, so
-     * nothing is claimed until a context that was made begins to compute. */
-    atomic_bool claims;
 } plugin_state;
 
 extern plugin_state plugin;

@@ -90,9 +90,10 @@ dp_scratch *dp_scratch_acquire(dp_runtime *rt, size_t bytes)
     if (call % (DP_SCRATCH_CALLS / 4) == 0) free_stale(rt, call);
     dp_scratch *scratch = take_idle(rt, bytes);
     if (fit(rt, scratch, bytes) != 3) {
-        /* Small calls get a buffer of their own: if they lived on a large one it would never be given up, or be missing in
-         * some later call that should not have to allocate. */
-        dp_scratch *const own = fit(rt, scratch, bytes) == 1 ? NULL : scratch_new(rt, bytes);
+        /* A buffer grows with the calls that it serves; those of another size get their own. If small calls lived on a large
+         * one it would never be given up, or be missing in some later call that should not have to allocate. */
+        const bool grows = scratch && scratch->bytes < bytes && with_room(rt, bytes) / 4 <= scratch->bytes;
+        dp_scratch *const own = grows ? NULL : scratch_new(rt, bytes);
         if (own) {
             if (scratch) dp_scratch_release(rt, scratch);
             scratch = own;

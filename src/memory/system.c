@@ -52,19 +52,22 @@ static bool find_number(const text *t, const char *name, uint64_t *number)
 
 /* One version's files in a group's folder. */
 typedef struct group_files {
-    const char *mount, *limit, *used, *cached;
+    const char *mount, *limit, *used, *cached[2];
 } group_files;
 
 static void apply_group(const char *root, const group_files *files, const char *path, uint64_t *total, uint64_t *available)
 {
     text t;
-    uint64_t limit, used, cached = 0;
+    uint64_t limit, used;
     if (!read_text(&t, "%s%s%s/%s", root, files->mount, path, files->limit)) return;
     if (!find_number(&t, "", &limit)) return; /* "max" */
     if (limit < *total) *total = limit;
     if (!read_text(&t, "%s%s%s/%s", root, files->mount, path, files->used) || !find_number(&t, "", &used)) return;
-    if (read_text(&t, "%s%s%s/memory.stat", root, files->mount, path)) find_number(&t, files->cached, &cached);
-    used -= cached < used ? cached : used; /* is given up where memory is wanted */
+    const bool stated = read_text(&t, "%s%s%s/memory.stat", root, files->mount, path);
+    for (int i = 0; i < 2 && stated; i++) { /* the page cache is given up where memory is wanted */
+        uint64_t cached;
+        if (find_number(&t, files->cached[i], &cached)) used -= cached < used ? cached : used;
+    }
     const uint64_t left = limit > used ? limit - used : 0;
     if (left < *available) *available = left;
 }
@@ -82,8 +85,9 @@ static void apply_groups(const char *root, const group_files *files, char *path,
 bool dp_system_memory_read(const char *root, uint64_t *total, uint64_t *available)
 {
     static const group_files first = {"/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
-                                      "total_inactive_file "},
-                             second = {"/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file "};
+                                      {"total_inactive_file ", "total_active_file "}},
+                             second = {"/sys/fs/cgroup", "memory.max", "memory.current",
+                                       {"inactive_file ", "active_file "}};
     text t;
     if (!read_text(&t, "%s/proc/meminfo", root) || !find_number(&t, "MemTotal:", total) ||
         !find_number(&t, "MemAvailable:", available))

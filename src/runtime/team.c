@@ -64,7 +64,7 @@ static void bind_worker(const dp_runtime *rt, int thread)
     bound_for = was_bound ? rt->id : 0;
 }
 
-static _Thread_local int largest; /* team that this thread has started */
+static _Thread_local int pinned; /* threads of the largest team that this thread has started to be bound */
 
 void dp_team_run(const dp_runtime *rt, dp_team_fn fn, void *argument)
 {
@@ -76,7 +76,7 @@ void dp_team_run(const dp_runtime *rt, dp_team_fn fn, void *argument)
         return;
     }
     const int n_threads = dp_team_size(rt);
-    if (n_threads > largest) largest = n_threads;
+    if (rt->config.pinning != DP_PIN_OFF && n_threads > pinned) pinned = n_threads;
 #pragma omp parallel num_threads(n_threads)
     {
         /* In a team of one omp_in_parallel() is false, and oneDNN would start a team of its own: results would then
@@ -90,7 +90,7 @@ void dp_team_run(const dp_runtime *rt, dp_team_fn fn, void *argument)
 
 void dp_team_unbind(const dp_runtime *rt)
 {
-    const int n_threads = largest < dp_team_size(rt) ? largest : dp_team_size(rt); /* no thread starts just for this */
+    const int n_threads = pinned < rt->n_threads ? pinned : rt->n_threads; /* where none was bound, none starts for this */
     if (rt->config.pinning == DP_PIN_OFF || without_workers || !n_threads) return;
 #pragma omp parallel num_threads(n_threads)
     if (bound_for == rt->id) unbind_worker(rt);

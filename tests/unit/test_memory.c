@@ -216,7 +216,6 @@ START_TEST(reserved_memory_is_used)
 }
 END_TEST
 
-/* One sequence's memory is what another one may not have, until it is freed. */
 /* Refused before a page is touched: the system would end the process. */
 START_TEST(more_than_the_system_has)
 {
@@ -281,7 +280,7 @@ START_TEST(system_memory)
     expect_mib(1024, 800);
     put("/sys/fs/cgroup/pod/container/memory.max", "536870912\n");
     put("/sys/fs/cgroup/pod/container/memory.current", "314572800\n");
-    put("/sys/fs/cgroup/pod/container/memory.stat", "anon 5\ninactive_file 104857600\nactive_file 7\n");
+    put("/sys/fs/cgroup/pod/container/memory.stat", "anon 5\ninactive_file 62914560\nactive_file 41943040\n");
     expect_mib(512, 312);
     put("/sys/fs/cgroup/pod/memory.max", "419430400\n");
     put("/sys/fs/cgroup/pod/memory.current", "419430400\n");
@@ -293,7 +292,7 @@ START_TEST(system_memory)
     put("/proc/self/cgroup", "5:cpu:/x\n4:hugetlb,memory:/docker/0123\n0::/\n");
     put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "268435456\n");
     put("/sys/fs/cgroup/memory/memory.usage_in_bytes", "209715200\n");
-    put("/sys/fs/cgroup/memory/memory.stat", "cache 9\ntotal_inactive_file 52428800\n");
+    put("/sys/fs/cgroup/memory/memory.stat", "cache 9\ntotal_inactive_file 10485760\ntotal_active_file 41943040\n");
     expect_mib(256, 106);
     put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"); /* none */
     expect_mib(1024, 800);
@@ -311,6 +310,7 @@ START_TEST(system_memory)
 }
 END_TEST
 
+/* One sequence's memory is what another one may not have, until it is freed. */
 START_TEST(sequences_share_the_limit)
 {
     rng r = {59};
