@@ -227,7 +227,7 @@ typedef size_t (*dp_nearest_fn)(const float *dot, const float *half_norm, size_t
 /* nearest[i], i < n: likewise the index of the largest scale[i] * (step[c] * sum_j x(i, j) * centroid(c, j)) - half_norm[c],
  * c < n_means. x: int8 [n][d], d a multiple of 8, at most DP_MAX_DIM. Centroids, int8, are in panels: as those of score_panels,
  * but without steps (16 d bytes each), and 128 more, so that they have no sign; whole panels are read. NULL but with
- * AVX512-VNNI: elsewhere products of bytes are no faster than those of f32. */
+ * AVX512-VNNI and NEON's dot products: elsewhere products of bytes are no faster than those of f32. */
 typedef void (*dp_nearest_in_bytes_fn)(const int8_t *x, const float *scale, size_t n, const uint8_t *panels, const float *step,
                                        const float *half_norm, size_t n_means, size_t d, uint32_t *nearest);
 

@@ -1,7 +1,8 @@
 /* NEON with the dot product instructions (ARMv8.4, optional from 8.2): four products of bytes and their sum a lane, for keys
- * in few bits and for centroids. Of the other optional instructions, FEAT_FP16's arithmetic is not used: sums in f16 would
+ * in few bits, for centroids and for clustering. Of the other optional instructions, FEAT_FP16's arithmetic is not used: sums in f16 would
  * lose what the accuracy of the kernels' contracts needs, and conversion from f16 is in the base instructions. */
 #include "codes.h"
+#include "nearest.h"
 #include "panels.h"
 
 #include "../query_bytes.h"
@@ -80,4 +81,5 @@ void dp_kernels_init_neon_dotprod(dp_kernels *k)
 {
     k->code_logits = code_logits;
     k->score_panels = score_panels_in_bytes;
+    k->nearest_in_bytes = nearest_in_bytes;
 }
