@@ -95,6 +95,58 @@ static float sum_at_least(const float *rank, const float *value, size_t n, float
     return dp_sum_lanes(vaddq_f32(vaddq_f32(sum[0], sum[1]), vaddq_f32(sum[2], sum[3])));
 }
 
+/* Byte numbers that move those of four lanes that a mask's bits name to the front. */
+#define LANE(l) 4 * (l), 4 * (l) + 1, 4 * (l) + 2, 4 * (l) + 3
+static const uint8_t to_front[16][16] = {
+    {0},
+    {LANE(0)},
+    {LANE(1)},
+    {LANE(0), LANE(1)},
+    {LANE(2)},
+    {LANE(0), LANE(2)},
+    {LANE(1), LANE(2)},
+    {LANE(0), LANE(1), LANE(2)},
+    {LANE(3)},
+    {LANE(0), LANE(3)},
+    {LANE(1), LANE(3)},
+    {LANE(0), LANE(1), LANE(3)},
+    {LANE(2), LANE(3)},
+    {LANE(0), LANE(2), LANE(3)},
+    {LANE(1), LANE(2), LANE(3)},
+    {LANE(0), LANE(1), LANE(2), LANE(3)},
+};
+#undef LANE
+
+DP_INLINE void store_front(float *out, float32x4_t x, uint8x16_t order)
+{
+    vst1q_f32(out, vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(x), order)));
+}
+
+static size_t list_at_least(const float *rank, const float *value, size_t n, float threshold, float *out_rank,
+                            float *out_value)
+{
+    static const uint32_t bits[4] = {1, 2, 4, 8};
+    static const uint8_t counts[16] = {0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4};
+    const float32x4_t bound = vdupq_n_f32(threshold);
+    size_t count = 0, i = 0;
+    for (; i + 4 <= n; i += 4) { /* what is stored ends at i + 4 at most, and that was loaded */
+        const float32x4_t ranks = vld1q_f32(rank + i), values = value ? vld1q_f32(value + i) : ranks;
+        const uint32_t mask = vaddvq_u32(vbicq_u32(vld1q_u32(bits), vcltq_f32(ranks, bound)));
+        const uint8x16_t order = vld1q_u8(to_front[mask]);
+        store_front(out_rank + count, ranks, order);
+        if (value) store_front(out_value + count, values, order);
+        count += counts[mask];
+    }
+    for (; i < n; i++) {
+        if (rank[i] < threshold) continue;
+        const float r = rank[i], v = value ? value[i] : 0;
+        out_rank[count] = r;
+        if (value) out_value[count] = v;
+        count++;
+    }
+    return count;
+}
+
 static size_t nearest(const float *dot, const float *half_norm, size_t n, float *best)
 {
     static const uint32_t first_lanes[8] = {0, 1, 2, 3, 4, 5, 6, 7};
@@ -138,5 +190,6 @@ void dp_neon_init_select(dp_kernels *k)
     k->keep_clusters = keep_clusters;
     dp_init_rank(k);
     k->sum_at_least = sum_at_least;
+    k->list_at_least = list_at_least;
     k->nearest = nearest;
 }
