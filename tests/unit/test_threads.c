@@ -1,9 +1,9 @@
 /* Threads: the same bits for any count, pinned or not; concurrent use; affinity as found; no allocation in a step. */
-#include <dirent.h>
 #include <pthread.h>
 #include <sched.h>
 #include <string.h>
 
+#include "../threads.h"
 #include "faults.h"
 #include "runtime/team.h"
 #include "unit.h"
@@ -249,16 +249,6 @@ START_TEST(no_allocation_after_larger_steps)
     free(q), free(out);
 }
 END_TEST
-
-static int threads_of_this_process(void)
-{
-    DIR *const folder = opendir("/proc/self/task");
-    ck_assert_ptr_nonnull(folder);
-    int n = -2; /* . and .. */
-    while (readdir(folder)) n++;
-    closedir(folder);
-    return n;
-}
 
 /* Workers are set free where there are any; none is started for that. */
 START_TEST(freeing_starts_no_threads)
