@@ -1,6 +1,6 @@
 /* NEON with the dot product instructions (ARMv8.4, optional from 8.2): four products of bytes and their sum a lane, for keys
- * in few bits, for centroids and for clustering. Of the other optional instructions, FEAT_FP16's arithmetic is not used: sums in f16 would
- * lose what the accuracy of the kernels' contracts needs, and conversion from f16 is in the base instructions. */
+ * in few bits, for centroids and for clustering. Of the other optional instructions, FEAT_FP16's arithmetic is not used: sums
+ * in f16 would lose what the accuracy of the kernels' contracts needs, and conversion from f16 is in the base instructions. */
 #include "codes.h"
 #include "nearest.h"
 #include "panels.h"

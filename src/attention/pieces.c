@@ -37,7 +37,7 @@ static size_t whole_pieces(const dp_step *step, const dp_head *head)
 }
 
 /* Pieces beyond these, for single tokens of scanned clusters: every other token at worst. Of long contexts that many would
- * be 2 GB of work memory at 1M tokens on 64 threads, and one in 8 is more than twice what is ever read. */
+ * be 2 GB of work memory at 1M tokens on 64 threads, and one in 8 is more than twice what the default settings read. */
 static size_t single_pieces(const dp_step *step, const dp_head *head)
 {
     if (!step->sequence->format.has_codes) return 0;

@@ -333,16 +333,16 @@ static size_t sink_share(const dp_sequence *s, const dp_head *head, size_t n)
 }
 
 /* Borrowed rows of n new tokens must have a place. */
-static dp_status check_room(const dp_sequence *s, uint32_t layer, size_t n)
+static dp_status check_room(const dp_sequence *s, uint32_t layer, size_t n, const char *caller)
 {
     const uint64_t have = s->layers[layer].n_tokens;
     const dp_view *const view = &s->layers[layer].heads[0].view;
     if (!view->n_tokens)
-        return dp_fail(s->runtime, DP_ERR_INVALID, "dp_append: dp_borrow was not called for layer %u yet", layer);
+        return dp_fail(s->runtime, DP_ERR_INVALID, "%s: dp_borrow was not called for layer %u yet", caller, layer);
     if (n > view->n_tokens - have)
-        return dp_fail(s->runtime, DP_ERR_INVALID, "dp_append: the borrowed memory has room for %llu tokens, not %llu",
-                       (unsigned long long)view->n_tokens, (unsigned long long)(have + n));
-    return dp_view_check_table(view, s->runtime, have, have + n, "dp_append");
+        return dp_fail(s->runtime, DP_ERR_INVALID, "%s: the borrowed memory has room for %llu tokens, not %llu",
+                       caller, (unsigned long long)view->n_tokens, (unsigned long long)(have + n));
+    return dp_view_check_table(view, s->runtime, have, have + n, caller);
 }
 
 /* Rows as they are given. */
@@ -367,7 +367,7 @@ static dp_status append(dp_sequence *s, uint32_t layer, size_t n_tokens, given_r
     given.v_row = dp_row_bytes(given.type, c->value_dim);
     if (!given.k_stride) given.k_stride = c->n_kv_heads * given.k_row;
     if (!given.v_stride) given.v_stride = c->n_kv_heads * given.v_row;
-    if (!borrowed && (given.k_stride < c->n_kv_heads * given.k_row || given.v_stride < c->n_kv_heads * given.v_row))
+    if (given.k_stride < c->n_kv_heads * given.k_row || given.v_stride < c->n_kv_heads * given.v_row)
         return dp_fail(rt, DP_ERR_INVALID, "%s: strides of %zu and %zu bytes are shorter than a token", caller,
                        given.k_stride, given.v_stride);
     dp_layer *const l = &s->layers[layer];
@@ -376,7 +376,7 @@ static dp_status append(dp_sequence *s, uint32_t layer, size_t n_tokens, given_r
                        (unsigned long long)l->n_tokens);
 
     if (borrowed) {
-        const dp_status status = check_room(s, layer, n_tokens);
+        const dp_status status = check_room(s, layer, n_tokens, caller);
         if (status) return status;
     }
     for (uint32_t h = 0; h < c->n_kv_heads; h++) {

@@ -6,7 +6,7 @@
 #include "llamacpp/list.h"
 
 enum {
-    CACHE_LISTS = 64,  /* per stream, at most; those of sequences that have ended serve as beginnings of others */
+    CACHE_LISTS = 64,   /* per stream, at most; those of sequences that have ended serve as beginnings of others */
     CACHE_PATIENCE = 8, /* times that lists are read anew before they are found not to pay */
     RECENT_CALLS = 64   /* a list that has served so lately is in use */
 };

@@ -49,11 +49,13 @@ static void print_stats(void)
     if (!(c->sparse + c->dense + c->passed)) return;
     fprintf(
         stderr,
-        "doublep: attention nodes: %llu sparse, %llu dense, %llu passed on (%llu prompts, %llu for want of memory); read %.1f of %.1f MB (%.1f %%) in %.2f s; "
+        "doublep: attention nodes: %llu sparse, %llu dense, %llu passed on (%llu prompts, %llu for want of memory); "
+        "read %.1f of %.1f MB (%.1f %%) in %.2f s; "
         "%llu rows copied and indexed, %.2f s of prompts and %.2f s of decoding; %llu prompt queries seen, "
         "%llu lists rebuilt\n",
         (unsigned long long)c->sparse, (unsigned long long)c->dense, (unsigned long long)c->passed,
-        (unsigned long long)c->prompts, (unsigned long long)c->refused, (double)c->bytes / 1e6, (double)c->bytes_dense / 1e6,
+        (unsigned long long)c->prompts, (unsigned long long)c->refused, (double)c->bytes / 1e6,
+        (double)c->bytes_dense / 1e6,
         c->bytes_dense ? 100.0 * (double)c->bytes / (double)c->bytes_dense : 0.0, (double)c->decode_ns / 1e9,
         (unsigned long long)c->tokens_copied, (double)c->prompt_ns / 1e9, (double)c->growth_ns / 1e9,
         (unsigned long long)c->queries, (unsigned long long)c->rebuilds);

@@ -119,12 +119,17 @@ static size_t add_area(dp_arena *arena, size_t bytes)
     return gap;
 }
 
+/* Before each piece there is at most one gap, and one at the end of each area: with room for so many (a new area and a piece
+ * on its way back included), taking a piece back cannot fail. */
+static bool reserve_gaps(dp_arena *arena)
+{
+    return reserve(arena->runtime, &arena->gaps, &arena->gaps_capacity, arena->n_pieces + arena->n_areas + 3);
+}
+
 /* A piece cut from the front of the spare; NULL where that is too small. */
 static void *alloc_spare(dp_arena *arena, size_t bytes)
 {
-    if (arena->spare.bytes < bytes ||
-        !reserve(arena->runtime, &arena->gaps, &arena->gaps_capacity, arena->n_pieces + arena->n_areas + 3))
-        return NULL;
+    if (arena->spare.bytes < bytes || !reserve_gaps(arena)) return NULL;
     char *const piece = arena->spare.base;
     arena->spare = (dp_range){.base = piece + bytes, .bytes = arena->spare.bytes - bytes};
     if (arena->spare.bytes) arena->n_pieces++;
@@ -134,10 +139,7 @@ static void *alloc_spare(dp_arena *arena, size_t bytes)
 
 static void *alloc_locked(dp_arena *arena, size_t bytes)
 {
-    /* Before each piece there is at most one gap, and one at the end of each area: with room for so many (a new area and
-     * a piece on its way back included), taking a piece back cannot fail. */
-    if (!reserve(arena->runtime, &arena->gaps, &arena->gaps_capacity, arena->n_pieces + arena->n_areas + 3))
-        return NULL;
+    if (!reserve_gaps(arena)) return NULL;
     size_t i = SIZE_MAX;
     for (size_t g = 0; g < arena->n_gaps; g++)
         if (arena->gaps[g].bytes >= bytes && (i == SIZE_MAX || arena->gaps[g].bytes < arena->gaps[i].bytes)) i = g;
@@ -279,13 +281,10 @@ bool dp_arena_reserve(dp_arena *arena, size_t bytes)
     if (!base) return false;
     touch(base, bytes); /* which takes long: a piece like others meanwhile */
     pthread_mutex_lock(&arena->lock);
-    dp_range spare = {.base = base, .bytes = bytes}, other = arena->spare;
-    if (other.bytes > spare.bytes) { /* a fork has reserved more in the meantime */
-        arena->spare = spare;
-        spare = other;
-        other = arena->spare;
-    }
-    arena->spare = spare;
+    const dp_range fresh = {.base = base, .bytes = bytes}, had = arena->spare;
+    const bool more = had.bytes > bytes; /* a fork has reserved them in the meantime */
+    const dp_range other = more ? fresh : had;
+    arena->spare = more ? had : fresh;
     arena->piece_bytes -= bytes;
     if (other.bytes) {
         arena->piece_bytes += other.bytes; /* release_locked() takes them off again */
