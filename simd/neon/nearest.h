@@ -3,18 +3,11 @@
 #ifndef DP_SIMD_NEON_NEAREST_H
 #define DP_SIMD_NEON_NEAREST_H
 
-#include <math.h>
 #include <string.h>
 
-#include "neon.h"
+#include "lanes.h"
 
 enum { POINTS = 4, QUADS = DP_PANEL / 4 }; /* 16 sums, 4 centroids' bytes and 4 points' in 32 registers */
-
-/* Of each lane the best so far, and which cluster that is. */
-typedef struct best_of_lanes {
-    float32x4_t largest;
-    uint32x4_t winner;
-} best_of_lanes;
 
 /* The sums of the points' products with the clusters of a panel, whose elements have 128 more: that is the sign's bit. */
 DP_INLINE void multiply_panel(const int8_t *x, size_t d, const uint8_t *panel, int32x4_t sum[POINTS][QUADS])
@@ -39,45 +32,27 @@ DP_INLINE void multiply_panel(const int8_t *x, size_t d, const uint8_t *panel, i
     }
 }
 
-/* The best of all lanes: the first cluster of those that are equal. */
-DP_INLINE uint32_t best_of_all(best_of_lanes found)
-{
-    float largest[4];
-    uint32_t winner[4];
-    vst1q_f32(largest, found.largest);
-    vst1q_u32(winner, found.winner);
-    size_t lane = 0;
-    for (size_t i = 1; i < 4; i++)
-        if (largest[i] > largest[lane] || (largest[i] == largest[lane] && winner[i] < winner[lane])) lane = i;
-    return winner[lane];
-}
-
 /* POINTS points. */
 DP_INLINE void search_panels(const int8_t *x, const float *scale, const uint8_t *panels, const float *step,
                              const float *half_norm, size_t n_means, size_t d, uint32_t nearest[POINTS])
 {
-    static const uint32_t lanes[4] = {0, 1, 2, 3};
-    best_of_lanes found[POINTS];
-    for (size_t i = 0; i < POINTS; i++) found[i] = (best_of_lanes){vdupq_n_f32(-INFINITY), vdupq_n_u32(0)};
+    lanes found[POINTS];
+    for (size_t i = 0; i < POINTS; i++) found[i] = start_lanes();
     for (size_t c = 0; c < n_means; c += DP_PANEL) {
         int32x4_t sum[POINTS][QUADS];
         multiply_panel(x, d, panels + c * d, sum);
         for (size_t v = 0; v < QUADS && c + 4 * v < n_means; v++) {
             const size_t first = c + 4 * v, left = n_means - first;
             const float32x4_t steps = dp_load_first(step + first, left), norms = dp_load_first(half_norm + first, left);
-            const uint32x4_t position = vaddq_u32(vdupq_n_u32((uint32_t)first), vld1q_u32(lanes));
             DP_UNROLL
             for (size_t i = 0; i < POINTS; i++) {
                 const float32x4_t product = vmulq_f32(steps, vcvtq_f32_s32(sum[i][v]));
-                const float32x4_t value = vsubq_f32(vmulq_n_f32(product, scale[i]), norms);
-                uint32x4_t better = vcgtq_f32(value, found[i].largest);
-                if (left < 4) better = vandq_u32(better, dp_mask4(left));
-                found[i].largest = vbslq_f32(better, value, found[i].largest);
-                found[i].winner = vbslq_u32(better, position, found[i].winner);
+                found[i] = better_lanes(found[i], left, vsubq_f32(vmulq_n_f32(product, scale[i]), norms), first);
             }
         }
     }
-    for (size_t i = 0; i < POINTS; i++) nearest[i] = best_of_all(found[i]);
+    float best;
+    for (size_t i = 0; i < POINTS; i++) nearest[i] = (uint32_t)best_lane(found[i], &best);
 }
 
 static void nearest_in_bytes(const int8_t *x, const float *scale, size_t n, const uint8_t *panels, const float *step,
