@@ -266,7 +266,7 @@ DP_API dp_status dp_build_index(dp_sequence *sequence, uint32_t layer);
 /* Takes from the system, now, the memory of the segments that the next n_tokens of each layer will be clustered into while they are
  * decoded, in all layers that are not dense: to be called where a prompt ends and the length of the answer is known. Without it,
  * half of the time that growth takes goes by with the system finding and clearing pages (a virtual machine, 4,096 tokens after
- * 32K: 1.9 to 3.5 % of the time, 7 to 14 ms in a step of 4.5 at worst; with it 1.5 %, 2.6 to 5 ms). The memory counts towards
+ * 32K: 1.9 to 3.5 % of the time, 7 to 14 ms in a step of 4.5 at worst; with it 1.4 to 2.0 %, 2.6 to 9 ms). The memory counts towards
  * reserved_bytes (see dp_memory) and the runtime's limit from then on. The next segments of the sequence and its forks use it up; what
  * they leave is freed with the last of these. A second call makes it at least as much as that one asks for. Changes no result.
  * Errors: DP_ERR_INVALID (sequence is NULL, more than 2^32 - 1 tokens), DP_ERR_NO_MEMORY (the limit, or more than is available
